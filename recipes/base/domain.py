@@ -1,0 +1,189 @@
+"""Reads the domain and lexicon files: what can be said about a film, a parcel, a bug, and in which words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import values as v
+
+FOLDER = Path(__file__).parent / "domains"
+DOMAIN_FILES = ("culture", "places", "goods", "services", "misc")
+HELD_OUT = ("museum", "wine", "plan")  # never in the training stream
+
+# Constructions of yes/no attributes by shape: role -> alternatives; "+" affirms, "-" denies; {n} is the thing.
+BOOL_SHAPES: dict[str, dict[str, list[str]]] = {
+    "have": {
+        "vp+": "has {n}|offers {n}|comes with {n}|features {n}|includes {n}|provides {n}|does have {n}|also has {n}".split("|"),
+        "vp-": (
+            "has no {n}|doesn't have {n}|does not offer {n}|lacks {n}|comes without {n}|doesn't come with {n}"
+            "|does not have {n}|doesn't include {n}|has no {n} whatsoever|offers no {n}"
+        ).split("|"),
+        "mod+": "with {n}|offering {n}|that has {n}|including {n}|that comes with {n}".split("|"),
+        "mod-": "without {n}|with no {n}|lacking {n}|that has no {n}|that doesn't have {n}|minus the {n}".split("|"),
+    },
+    "be": {
+        "vp+": "is {n}|is indeed {n}|is also {n}|is actually {n}|is considered {n}".split("|"),
+        "vp-": "isn't {n}|is not {n}|is not really {n}|is anything but {n}|is in no way {n}|is not considered {n}".split("|"),
+        "mod+": "that is {n}|which is {n}|that's {n}".split("|"),
+        "mod-": "that isn't {n}|that is not {n}|which is not {n}".split("|"),
+    },
+    "on": {
+        "vp+": "is available on {n}|can be had on {n}|is out on {n}|comes on {n}|is also on {n}|can be found on {n}".split("|"),
+        "vp-": "is not available on {n}|isn't on {n}|can't be had on {n}|is not out on {n}|never made it to {n}".split("|"),
+        "mod+": "available on {n}|on {n}|that is on {n}|that's out on {n}".split("|"),
+        "mod-": "not available on {n}|that isn't on {n}|that is not on {n}".split("|"),
+    },
+    "allow": {
+        "vp+": "allows {n}|welcomes {n}|accepts {n}|permits {n}|is happy to take {n}|lets you have {n}".split("|"),
+        "vp-": "doesn't allow {n}|does not accept {n}|bans {n}|doesn't permit {n}|allows no {n}|won't accept {n}".split("|"),
+        "mod+": "that allows {n}|that accepts {n}|allowing {n}|where you can have {n}".split("|"),
+        "mod-": "that doesn't allow {n}|not accepting {n}|that bans {n}|where you can't have {n}".split("|"),
+    },
+}
+
+# Two and more yes/no attributes said at once: {p} and {q} affirmed, {m} and {k} denied.
+JOINT: dict[str, dict[str, list[str]]] = {
+    "have": {
+        "+-": "has {p} but no {m}|offers {p}, but not {m}|comes with {p} but lacks {m}|has no {m}, but it does have {p}|has {p} though not {m}|doesn't have {m} but does offer {p}".split("|"),
+        "++": "has both {p} and {q}|comes with {p} and {q}|offers {p} as well as {q}|has {p}, and {q} too".split("|"),
+        "--": "has neither {m} nor {k}|doesn't have {m} or {k}|lacks both {m} and {k}|comes without {m} and {k}|has no {m} and no {k} either".split("|"),
+    },
+    "be": {
+        "+-": "is {p} but not {m}|is not {m}, but it is {p}|is {p}, though not {m}|isn't {m} but {p}".split("|"),
+        "++": "is both {p} and {q}|is {p} and also {q}|is {p} as well as {q}".split("|"),
+        "--": "is neither {m} nor {k}|isn't {m} or {k}|is not {m} and not {k} either".split("|"),
+    },
+    "on": {
+        "+-": "is available on {p} but not on {m}|is out on {p}, though not on {m}|isn't on {m} but is on {p}|can be had on {p} but not {m}".split("|"),
+        "++": "is available on {p} and {q}|is out on both {p} and {q}|can be had on {p} as well as {q}".split("|"),
+        "--": "is on neither {m} nor {k}|isn't available on {m} or {k}|is not out on {m} and not on {k}".split("|"),
+    },
+    "allow": {
+        "+-": "allows {p} but not {m}|accepts {p}, though no {m}|doesn't allow {m}, but {p} are fine|welcomes {p} but bans {m}".split("|"),
+        "++": "allows both {p} and {q}|accepts {p} and {q}|welcomes {p} as well as {q}".split("|"),
+        "--": "allows neither {m} nor {k}|doesn't allow {m} or {k}|bans both {m} and {k}".split("|"),
+    },
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Scale:
+    """Ordered levels; `schemes` are alternative value names, `adj`/`vp`/`op` are surfaces per level."""
+
+    schemes: list[list[str]] = field(default_factory=list)
+    adj: list[list[str]] = field(default_factory=list)
+    vp: list[list[str]] = field(default_factory=list)
+    op: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Attr:
+    """One attribute of a domain. `kind` is copy, set, scale or bool; `roles` maps a role to its templates."""
+
+    names: list[str]
+    kind: str
+    sampler: v.Sampler | None = None
+    scale: Scale | None = None
+    values: dict[str, list[str]] = field(default_factory=dict)
+    shape: str = ""
+    many: bool = False
+    noun: bool = False
+    roles: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Domain:
+    """A kind of thing: its nouns, its naming attribute and the others."""
+
+    name: str
+    nouns: list[str]
+    key: Attr
+    attrs: list[Attr]
+
+
+def _alternatives(text: str) -> list[str]:
+    return [part.strip() for part in text.split("|") if part.strip()]
+
+
+@lru_cache(maxsize=1)
+def lexicons() -> tuple[dict[str, Scale], dict[str, dict[str, list[str]]]]:
+    """All scales and all closed sets (value -> surfaces), by name."""
+    scales: dict[str, Scale] = {}
+    sets: dict[str, dict[str, list[str]]] = {}
+    scale: Scale | None = None
+    current: dict[str, list[str]] = {}
+    for line in (FOLDER / "lexicons.txt").read_text(encoding="utf-8").splitlines():
+        head, _, rest = line.partition(" ")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if head == "scale":
+            scale = scales[rest] = Scale()
+        elif head == "set":
+            scale, current = None, sets.setdefault(rest, {})
+        elif scale is None:
+            value, _, surfaces = line.partition(":")
+            own = [] if "(" in value else [value.strip()]
+            current[value.strip()] = own + _alternatives(surfaces)
+        elif head == "names":
+            scale.schemes.append(_alternatives(rest))
+        elif head == "level":
+            for bucket in (scale.adj, scale.vp, scale.op):
+                bucket.append([])
+        else:
+            getattr(scale, head)[-1] = _alternatives(rest)
+    return scales, sets
+
+
+def parse_attr(line: str) -> Attr:
+    """One attribute line: `names = kind [flags] ; role alternatives ; ...`."""
+    head, *roles = [part.strip() for part in line.split(" ; ")]
+    names, _, spec = head.partition(" = ")
+    words = spec.split()
+    scales, sets = lexicons()
+    attr = Attr(_alternatives(names), "copy")
+    attr.many, attr.noun = "many" in words[1:], "noun" in words[1:]
+    if words[0] == "scale":
+        attr.kind, attr.scale = "scale", scales[words[1]]
+    elif words[0] == "set":
+        attr.kind, attr.values = "set", sets[words[1]]
+    elif words[0] == "bool":
+        attr.kind, attr.shape = "bool", words[1]
+    elif words[0] == "measure":
+        attr.sampler = v.measure(words[1])
+    else:
+        attr.sampler = v.SAMPLERS[words[0]]
+    for role in roles:
+        name, _, rest = role.partition(" ")
+        attr.roles[name] = _alternatives(rest)
+    if attr.kind == "bool":
+        things = attr.roles.get("n") or attr.roles.get("a") or [attr.names[0]]
+        attr.roles["n"] = things
+        for role, templates in BOOL_SHAPES.get(attr.shape, {}).items():
+            attr.roles[role] = templates
+    attr.roles.setdefault("n", attr.names[:1])
+    return attr
+
+
+@lru_cache(maxsize=1)
+def domains() -> list[Domain]:
+    """Every domain of the data files."""
+    common = {}
+    for line in (FOLDER / "common.txt").read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            name, _, rest = line.partition(" = ")
+            common[name] = rest
+    found: list[Domain] = []
+    for file in DOMAIN_FILES:
+        for line in (FOLDER / f"{file}.txt").read_text(encoding="utf-8").splitlines():
+            if line.startswith("# "):
+                name, _, nouns = line[2:].partition(": ")
+                found.append(Domain(name, _alternatives(nouns), Attr([], "copy"), []))
+            elif line.startswith("key "):
+                found[-1].key = parse_attr(line[4:])
+            elif line.startswith("@"):
+                found[-1].attrs.append(parse_attr(common[line[1:].strip()]))
+            elif line.strip():
+                found[-1].attrs.append(parse_attr(line))
+    return found

@@ -1,0 +1,45 @@
+"""Tunery: labelled examples in, a fine-tuned, evaluated and served extraction model out.
+
+    import tunery
+    run = tunery.train("tunery.yaml")
+    report = tunery.evaluate("tunery.yaml")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tunery.config import Project, TrainSpec
+    from tunery.data import check, import_dataset, load
+    from tunery.doctor import examine
+    from tunery.errors import TuneryError
+    from tunery.ops.verbs import batch, evaluate, serve, train
+    from tunery.ops.quickstart import quickstart
+
+_HOMES = {
+    "Project": "tunery.config",
+    "TrainSpec": "tunery.config",
+    "TuneryError": "tunery.errors",
+    "batch": "tunery.ops.verbs",
+    "check": "tunery.data",
+    "evaluate": "tunery.ops.verbs",
+    "examine": "tunery.doctor",
+    "import_dataset": "tunery.data",
+    "load": "tunery.data",
+    "quickstart": "tunery.ops.quickstart",
+    "serve": "tunery.ops.verbs",
+    "train": "tunery.ops.verbs",
+}
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import tunery` costs nothing, and `tunery --help` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunery' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

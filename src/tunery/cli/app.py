@@ -1,0 +1,568 @@
+"""The verbs. Each reads its options, calls one function of the Python API, and shows what came back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunery.errors import ConfigError, TuneryError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="tunery",
+    help="Labelled examples in, a fine-tuned, evaluated and served extraction model out.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings=HELP,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Import, check and look at labelled rows.", no_args_is_help=True, context_settings=HELP)
+models_app = typer.Typer(help="Look at registered model versions.", no_args_is_help=True, context_settings=HELP)
+runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, context_settings=HELP)
+app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
+app.add_typer(runs_app, name="runs")
+
+ProjectFile = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="tunery.yaml, or LLaMA-Factory's YAML. Default: ./tunery.yaml")
+]
+ProjectOption = Annotated[Path | None, typer.Option("--project", "-p", help="The project file. Default: ./tunery.yaml")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would happen, start nothing.")]
+
+
+def main() -> None:
+    """Entry point of the `tunery` command. Exit 0 fine, 1 failed, 2 usage, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    signal.signal(signal.SIGTERM, _terminated)
+    as_json = "--json" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except TuneryError as exc:
+        if debug:
+            raise
+        _screen(as_json).fail(exc.to_dict())
+        raise SystemExit(exc.exit_status) from None
+    except typer.Exit as exc:
+        raise SystemExit(exc.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        _say_stopped(as_json)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as exc:
+        if debug:
+            raise
+        usage = _usage_error(exc)
+        if usage:
+            _screen(as_json).fail({"code": "usage", "message": usage[0], "hint": usage[1], "where": None})
+            raise SystemExit(2) from None
+        message = f"{type(exc).__name__}: {exc}"
+        _screen(as_json).fail({"code": "bug", "message": message, "hint": "run again with --debug", "where": None})
+        raise SystemExit(1) from None
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _usage_error(exc: Exception) -> tuple[str, str] | None:
+    """Message and hint of a command line that typer could not read."""
+    shown = getattr(exc, "format_message", None)
+    if not callable(shown):
+        return None
+    context = getattr(exc, "ctx", None)
+    return str(shown()), f"see `{context.command_path if context else 'tunery'} --help`"
+
+
+def _say_stopped(as_json: bool) -> None:
+    words = [a for a in sys.argv[1:] if not a.startswith("-")]
+    verb = words[0] if words else ""
+    again = {
+        "quickstart": "`tunery quickstart` goes on where it stopped",
+        "train": "`tunery train --resume` goes on from the last checkpoint",
+    }.get(verb)
+    screen = _screen(as_json)
+    if as_json:
+        screen.result({"error": {"code": "interrupted", "message": "interrupted", "hint": again, "where": None}})
+    else:
+        screen.errors.print("\nstopped." + (f" {again}." if again else ""))
+
+
+def _screen(as_json: bool) -> Any:
+    from tunery.cli.screen import Screen
+
+    return Screen(as_json=as_json)
+
+
+def _project(path: Path | None, sets: list[str] | None, section: str | None) -> Any:
+    from tunery.config import load_project
+
+    return load_project(path, sets or (), section)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Labelled examples in, a fine-tuned, evaluated and served extraction model out.
+
+    Start with [bold]tunery quickstart[/]: five minutes on a laptop, from labelled rows to a served model.
+    """
+    if version:
+        from tunery import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the project shall lie.")] = Path("."),
+    data: Annotated[Path | None, typer.Option(help="A folder with dataset_info.json. Default: embedded rows.")] = None,
+    model: Annotated[str | None, typer.Option(help="The name to register versions under.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented tunery.yaml to start from.
+
+    Example: [bold]tunery init shop --data ../rows[/]
+    """
+    from tunery.ops.scaffold import init as scaffold
+
+    path = scaffold(folder, data, model)
+    screen = _screen(as_json)
+    screen.say(f"wrote {path}; next: {'' if folder == Path('.') else f'cd {folder}; '}tunery train")
+    screen.result({"project": str(path)})
+
+
+@app.command()
+def doctor(
+    address: Annotated[str | None, typer.Option(help="A Ray address to try.")] = None,
+    port: Annotated[int, typer.Option(help="The port the service shall have.")] = 8000,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine: Python, packages, CPU, GPU, memory, disk, ports, Ray.
+
+    Example: [bold]tunery doctor --address auto[/]
+    """
+    from tunery.doctor import examine
+
+    findings = examine(address=address, port=port)
+    screen = _screen(as_json)
+    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+    for finding in findings:
+        from rich.markup import escape
+
+        screen.say(f"{marks[finding.state]:>4}  [bold]{finding.check}[/]  {escape(finding.detail)}")
+        if finding.mend and finding.state != "ok":
+            screen.say(f"      [dim]mend:[/] {escape(finding.mend)}")
+    screen.result({"findings": [dataclasses.asdict(f) for f in findings]})
+    if any(f.state == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Argument(help="Everything it makes goes here.")] = Path("quickstart"),
+    data: Annotated[Path | None, typer.Option(help="Your own folder with dataset_info.json.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")] = False,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the service up until Ctrl-C.")] = False,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Labelled rows to a fine-tuned, evaluated and served model, in five steps.
+
+    Example: [bold]tunery quickstart --data ../rows rows-demo[/]
+    """
+    from tunery.ops.quickstart import quickstart as run
+
+    screen = _screen(as_json)
+    last: dict[str, Any] = {}
+
+    def observe(event: Any) -> None:
+        screen(event)
+        if event["event"] in ("trained", "report", "serving", "answer"):
+            last[event["event"]] = dict(event)
+
+    with run(folder, data=data, sets=tuple(sets or ()), restart=restart, observer=observe) as service:
+        if keep_serving:
+            _serve_until_stopped(screen, service.url)
+    if last.get("report"):
+        last["report"]["report"].pop("samples", None)
+    screen.result(last)
+
+
+@data_app.command("import")
+def data_import(
+    name: Annotated[str, typer.Argument(help='"viggo", or "bikeshop" for the embedded rows.')],
+    into: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("data"),
+    source: Annotated[Path | None, typer.Option("--from", help="Take the same files from this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a known dataset; an interrupted download goes on where it stopped.
+
+    Example: [bold]tunery data import viggo --into data/viggo[/]
+    """
+    from tunery.data import import_dataset
+
+    screen = _screen(as_json)
+    result = import_dataset(name, into, from_folder=source)
+    for note in result.notes:
+        screen.say(f"[yellow]note:[/] {note}")
+    screen.say(f"{into}: " + ", ".join(f"{f} {n:,} rows" for f, n in result.rows.items()))
+    screen.result({"into": str(into), "rows": result.rows, "notes": result.notes})
+
+
+@data_app.command("check")
+def data_check(
+    names: Annotated[list[str] | None, typer.Argument(help="Dataset names or files. Default: the project's.")] = None,
+    dataset_dir: Annotated[Path | None, typer.Option(help="The folder with dataset_info.json.")] = None,
+    project: ProjectOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find faults in labelled rows before they cost a training.
+
+    Example: [bold]tunery data check viggo-train viggo-val --dataset-dir data/viggo[/]
+    """
+    from tunery.data import check, load
+
+    screen = _screen(as_json)
+    folder, chosen = _datasets(project, names, dataset_dir)
+    result = check([load(n, folder) for n in chosen])
+    screen.table(("split", "rows", "distinct outputs"), [
+        (s.name, f"{s.rows:,}", f"{s.distinct_outputs:,}") for s in result.splits
+    ], right=("rows", "distinct outputs"))  # fmt: skip
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    from rich.markup import escape
+
+    for finding in result.findings:
+        where = f"{finding.where}: " if finding.where else ""
+        screen.say(f"[{colours[finding.severity]}]{finding.severity}:[/] {escape(where + finding.message)}")
+        for example in finding.examples:
+            screen.say(f"  [dim]{escape(str(example))[:200]}[/]")
+    if not result.findings:
+        screen.say("no faults found")
+    screen.result(dataclasses.asdict(result))
+    if any(f.severity == "error" for f in result.findings):
+        raise typer.Exit(1)
+
+
+@data_app.command("show")
+def data_show(
+    name: Annotated[str | None, typer.Argument(help="A dataset name or file. Default: the training set.")] = None,
+    dataset_dir: Annotated[Path | None, typer.Option(help="The folder with dataset_info.json.")] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 5,
+    start: Annotated[int, typer.Option(min=0, help="The first row, from 0.")] = 0,
+    project: ProjectOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as examples: the turns, and the answer.
+
+    Example: [bold]tunery data show viggo-train -n 3 --dataset-dir data/viggo[/]
+    """
+    from rich.markup import escape
+
+    from tunery.data import load
+    from tunery.data.template import common_turns
+
+    screen = _screen(as_json)
+    folder, chosen = _datasets(project, [name] if name else None, dataset_dir)
+    data = load(chosen[0], folder)
+    picked = data.examples[start : start + rows]
+    _, instruction = common_turns(data.examples)
+    if instruction:
+        screen.say(f"[dim]shared by all {len(data):,} rows:[/] {escape(instruction)}\n")
+    for example in picked:
+        text = example.text.removeprefix(f"{instruction}\n") if instruction else example.text
+        screen.say(f"[dim]{escape(example.id)}[/]  {escape(text)}\n  → {escape(example.target or '(unlabelled)')}")
+    screen.result({"name": data.name, "rows": len(data), "examples": [dataclasses.asdict(e) for e in picked]})
+
+
+def _datasets(project: Path | None, names: list[str] | None, dataset_dir: Path | None) -> tuple[str, list[str]]:
+    """The folder and names to look at: as given, else as the project has them."""
+    from tunery.data import list_datasets
+    from tunery.ops.verbs import in_project
+
+    spec = _project(project, None, None)
+    folder = str(dataset_dir) if dataset_dir else in_project(spec, spec.train.dataset_dir)
+    if names:
+        return folder, names
+    mine = [n for n in (spec.train.dataset, spec.train.eval_dataset, spec.eval.dataset) if n]
+    return folder, list(dict.fromkeys(mine)) if mine and not dataset_dir else list_datasets(folder)
+
+
+@app.command()
+def train(
+    file: ProjectFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted training.")] = False,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune on labelled rows and register the result.
+
+    Example: [bold]tunery train --set num_train_epochs=3 --set lora_rank=16[/]
+    """
+    from tunery.config import inert_keys
+    from tunery.ops import verbs
+
+    screen = _screen(as_json)
+    project = _project(file, sets, "train")
+    if unused := inert_keys(file):
+        screen.say(f"[dim]accepted, and without effect here: {', '.join(unused)}[/]")
+    if dry_run:
+        from tunery.training import prepare
+
+        plan = prepare(verbs.placed_train(project))
+        facts = plan.describe() | {"notes": plan.notes, "train": plan.spec.model_dump(mode="json")}
+        screen.table(("what", "value"), [(k, v) for k, v in facts.items() if k != "train"])
+        screen.result(facts)
+        return
+    run = verbs.train(project, observer=screen, resume="last" if resume else None)
+    screen.stop()
+    screen._on_trained(run.result)
+    screen.say(f"[dim]{run.result['output']}[/]")
+    screen.result({"run": run.id, **run.result})
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str | None, typer.Argument(help='"name", "name@3". Default: the project\'s latest.')] = None,
+    project: ProjectOption = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a version beside its untuned base, and show its worst rows.
+
+    Example: [bold]tunery eval bikeshop@2 --set dataset=bikeshop-val --set worst=10[/]
+    """
+    from tunery.ops import verbs
+
+    screen = _screen(as_json)
+    spec = _project(project, sets, "eval")
+    if model:
+        spec.eval.model = model
+    loaded = verbs.load_model(spec, spec.eval.model)
+    if dry_run:
+        facts = {"model": loaded.label, "base": loaded.base.name, "dataset": spec.eval.dataset or spec.train.eval_dataset}
+        screen.table(("what", "value"), list(facts.items()))
+        screen.result(facts)
+        return
+    report = verbs.evaluate(spec, observer=screen).to_dict()
+    screen.stop()
+    instruction = loaded.version.instruction if loaded.version else None
+    screen.report(report, loaded.label, worst=spec.eval.worst, instruction=instruction)
+    for name, meaning in report["definitions"].items():
+        screen.say(f"[dim]{name.replace('_', ' ')}: {meaning}[/]")
+    screen.result({k: v for k, v in report.items() if k != "samples"})
+
+
+@app.command()
+def batch(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSONL, JSON, CSV or Parquet rows.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Ends in .jsonl or .parquet.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help='"name", "name@3". Default: the latest.')] = None,
+    column: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
+    project: ProjectOption = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer every row of a file.
+
+    Example: [bold]tunery batch messages.csv answers.jsonl --column body[/]
+    """
+    from tunery.ops import verbs
+
+    screen = _screen(as_json)
+    spec = _project(project, sets, "batch")
+    spec.batch.input, spec.batch.output = source, output
+    spec.batch.model = model or spec.batch.model
+    spec.batch.column = column or spec.batch.column
+    if dry_run:
+        from tunery.data import load_rows
+
+        facts = {"model": verbs.load_model(spec, spec.batch.model).label, "rows": len(load_rows(source)), "output": output}
+        screen.table(("what", "value"), list(facts.items()))
+        screen.result(facts)
+        return
+    result = verbs.batch(spec, observer=screen)
+    screen.stop()
+    screen.say(
+        f"{result.output}: {result.rows:,} rows, {result.answered:,} answered ({result.parsed:,} of the task's form), "
+        f"{result.failed:,} failed; {result.prompt_tokens:,} tokens in, {result.completion_tokens:,} out"
+    )
+    screen.result(dataclasses.asdict(result))
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    file: ProjectFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the base and every registered version behind an OpenAI-compatible API, until Ctrl-C.
+
+    Example: [bold]tunery serve --set port=8080 --set 'models=[bikeshop@2]'[/]
+    """
+    from tunery.ops import verbs
+
+    screen = _screen(as_json)
+    spec = _project(file, sets, "serve")
+    if dry_run:
+        from tunery.ops.registry import list_versions
+
+        refs = [v.ref for v in list_versions(Path(spec.home))] if spec.serve.models == "all" else spec.serve.models
+        facts = {"url": f"http://{spec.serve.host}:{spec.serve.port}/v1", "models": refs}
+        screen.table(("what", "value"), list(facts.items()))
+        screen.result(facts)
+        return
+    with verbs.serve(spec, observer=screen) as service:
+        screen.stop()
+        screen.result({"url": service.url, "models": service.models})
+        screen.say(f"{service.url}  models: {', '.join(service.models)}")
+        _serve_until_stopped(screen, service.url)
+
+
+def _serve_until_stopped(screen: Any, url: str) -> None:
+    screen.say(f"serving at {url} until Ctrl-C")
+    from contextlib import suppress
+    from threading import Event
+
+    with suppress(KeyboardInterrupt):
+        Event().wait()
+    screen.say("shutting down")
+
+
+@models_app.command("list")
+def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
+    """List registered versions.
+
+    Example: [bold]tunery models list --json[/]
+    """
+    from tunery.ops.registry import list_versions
+
+    screen = _screen(as_json)
+    versions = list_versions(Path(_project(project, None, None).home))
+    if not versions:
+        screen.say("no models yet; `tunery train` makes one")
+    else:
+        screen.table(("model", "base", "rank", "task", "loss", "created", "run"), [
+            (v.ref, v.base, v.rank, v.task, f"{v.metrics.get('train_loss', float('nan')):.4f}", v.created, v.run_id)
+            for v in versions
+        ])  # fmt: skip
+    screen.result({"models": [dataclasses.asdict(v) | {"ref": v.ref} for v in versions]})
+
+
+@models_app.command("show")
+def models_show(
+    ref: Annotated[str, typer.Argument(help='"name" or "name@3".')], project: ProjectOption = None, as_json: AsJson = False
+) -> None:
+    """Show everything known of one version.
+
+    Example: [bold]tunery models show bikeshop@2[/]
+    """
+    from tunery.ops.registry import get
+
+    screen = _screen(as_json)
+    version = dataclasses.asdict(get(Path(_project(project, None, None).home), ref))
+    screen.table(("what", "value"), list(version.items()))
+    screen.result(version)
+
+
+@models_app.command("base")
+def models_base(as_json: AsJson = False) -> None:
+    """Print where the bundled base model lies.
+
+    Example: [bold]ls $(tunery models base)[/]
+    """
+    from tunery.bases import find_base
+    from tunery.config import BUNDLED_BASE
+
+    base = find_base(BUNDLED_BASE)
+    screen = _screen(as_json)
+    if not as_json:
+        typer.echo(base.path)
+    screen.result({"path": str(base.path), "digest": base.digest, "context": base.context})
+
+
+@runs_app.command("list")
+def runs_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
+    """List runs, newest first.
+
+    Example: [bold]tunery runs list[/]
+    """
+    from tunery.ops.runs import list_runs
+
+    screen = _screen(as_json)
+    found = list_runs(Path(_project(project, None, None).home))
+    screen.table(("run", "state", "started", "ended"), [(r.id, r.state, r.started, r.ended or "") for r in found])
+    screen.result({"runs": [dataclasses.asdict(r) for r in found]})
+
+
+@runs_app.command("show")
+def runs_show(
+    run: Annotated[str, typer.Argument(help="Its id, or a unique beginning.")],
+    project: ProjectOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run: how it ended, what it found, its settings.
+
+    Example: [bold]tunery runs show train-2026[/]
+    """
+    from tunery.ops.runs import get
+
+    screen = _screen(as_json)
+    found = dataclasses.asdict(get(Path(_project(project, None, None).home), run))
+    flat = {k: v for k, v in found.items() if k not in ("spec", "result")}
+    flat |= {f"result.{k}": v for k, v in found["result"].items()}
+    screen.table(("what", "value"), [(k, v) for k, v in flat.items() if v is not None])
+    screen.say(f"[dim]settings: {found['path']}/spec.json[/]")
+    screen.result(found)
+
+
+@runs_app.command("logs")
+def runs_logs(
+    run: Annotated[str | None, typer.Argument(help="Its id. Default: the newest.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of each file.")] = 40,
+    project: ProjectOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the end of a run's logs: its own events, and what Ray and vLLM had to say.
+
+    Example: [bold]tunery runs logs -n 100[/]
+    """
+    from tunery.ops.runs import get, list_runs
+
+    home = Path(_project(project, None, None).home)
+    found = list_runs(home) if run is None else [get(home, run)]
+    if not found:
+        raise ConfigError("no runs yet", hint="`tunery train` makes one")
+    screen = _screen(as_json)
+    files = [found[0].path / "metrics.jsonl", *sorted((found[0].path / "logs").rglob("*"))]
+    tails: dict[str, list[str]] = {}
+    for path in files:
+        if path.is_file() and path.stat().st_size:
+            tails[str(path)] = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    for name, tail in tails.items():
+        screen.say(f"[bold]{name}[/]")
+        if not as_json:
+            sys.stdout.write("\n".join(tail) + "\n")
+            sys.stdout.flush()
+    screen.result({"run": found[0].id, "logs": tails})

@@ -1,0 +1,278 @@
+"""What a person sees: events of the verbs as calm lines, tables and one progress bar at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+METRICS = ("exact_match", "canonical_match", "slot_f1", "parse_rate")
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def terminal() -> TextIO:
+    """The real stdout, kept apart from descriptor 1, which vendors' output may be sent away from."""
+    with suppress(OSError, ValueError):
+        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", buffering=1)
+    return sys.stdout
+
+
+class Screen:
+    """Renders events. With `as_json`, prints nothing but `result` and `fail`, as one JSON object."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.out = terminal()
+        self.console = Console(file=self.out, highlight=False, soft_wrap=False)
+        self.errors = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._losses: list[float] = []
+        self._quickstart = False
+        self._began = time.monotonic()
+
+    # --- plain output ---
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """One line, markup honoured."""
+        if not self.as_json:
+            self.console.print(text, style=style)
+
+    def result(self, value: Any) -> None:
+        """The machine's answer, with --json only."""
+        if self.as_json:
+            self.out.write(json.dumps(value, default=str, ensure_ascii=False) + "\n")
+
+    def fail(self, error: Mapping[str, Any]) -> None:
+        """An error: on stderr for people, as the result for machines."""
+        self.stop()
+        if self.as_json:
+            self.result({"error": error})
+            return
+        where = f"{error['where']}: " if error.get("where") else ""
+        self.errors.print(Text.assemble(("error: ", "bold red"), where, str(error["message"])))
+        if error.get("hint"):
+            self.errors.print(Text.assemble(("hint:  ", "bold"), str(error["hint"])))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
+        """A plain table; columns named in `right` are right-aligned."""
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for name in columns:
+            table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        self.say_table(table)
+
+    def say_table(self, table: Table) -> None:
+        """Print a rich table, not in JSON mode."""
+        if not self.as_json:
+            self.console.print(table)
+
+    # --- progress ---
+
+    def stop(self) -> None:
+        """End the progress bar, if there is one; what it showed disappears."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+            self._task = None
+
+    def _bar(self, text: str, done: float | None = None, total: float | None = None) -> None:
+        if self.as_json or not self.console.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self._progress.start()
+            self._task = self._progress.add_task(text, total=total)
+        assert self._task is not None
+        self._progress.update(self._task, description=escape(text), completed=done, total=total)
+
+    # --- events ---
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler:
+            handler(event)
+
+    def _on_stage(self, event: Mapping[str, Any]) -> None:
+        self._bar(event["text"])
+
+    def _on_note(self, event: Mapping[str, Any]) -> None:
+        self.say(f"[yellow]note:[/] {escape(event['text'])}")
+
+    def _on_run(self, event: Mapping[str, Any]) -> None:
+        if not self._quickstart:
+            self.say(f"[dim]run {event['id']}[/]")
+
+    def _on_plan(self, event: Mapping[str, Any]) -> None:
+        self.stop()
+        shared = event["shared_prefix_tokens"]
+        saved = f", {shared} of them shared by all rows and computed once a pack" if shared > 15 else ""
+        self.say(
+            f"{self._indent}{event['train_rows']:,} rows of {event['tokens_per_row']:.0f} tokens{saved}\n"
+            f"{self._indent}LoRA on {escape(str(event['base']))}, {event['steps']:,} steps of {event['batch_rows']} rows"
+        )
+        for note in event["notes"]:
+            self._on_note({"text": note})
+        self._losses = []
+
+    def _on_train(self, event: Mapping[str, Any]) -> None:
+        if "loss" not in event:
+            return
+        self._losses.append(event["loss"])
+        left = time.strftime("%M:%S", time.gmtime(event["remaining_time"]))
+        text = (
+            f"{self._indent}loss {event['loss']:.4f}  lr {event['lr']:.1e}  "
+            f"{event['samples_per_second']:.1f} rows/s  left {left}"
+        )
+        self._bar(text, event["current_steps"], event["total_steps"])
+        if not self.console.is_terminal and event["current_steps"] * 4 // event["total_steps"] > (
+            (event["current_steps"] - 1) * 4 // event["total_steps"]
+        ):
+            self.say(f"{self._indent}step {event['current_steps']}/{event['total_steps']}  {text.strip()}")
+
+    def _on_progress(self, event: Mapping[str, Any]) -> None:
+        self._bar(f"{self._indent}{event['done']:,} of {event['total']:,} answers", event["done"], event["total"])
+
+    @property
+    def _indent(self) -> str:
+        return "    " if self._quickstart else ""
+
+    # --- quickstart ---
+
+    def _on_step(self, event: Mapping[str, Any]) -> None:
+        self.stop()
+        self._quickstart = True
+        self.say(f"[bold]{event['number']}/{event['of']} {event['title']}[/] [dim]{self.elapsed}[/]")
+        if event["number"] in (3, 4):
+            self._bar("    starting the engine")
+
+    @property
+    def elapsed(self) -> str:
+        """Time since the command began, as m:ss."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"{minutes}:{seconds:02}"
+
+    def _on_data(self, event: Mapping[str, Any]) -> None:
+        self.say("    " + ", ".join(f"{name} {n:,} rows" for name, n in event["rows"].items()))
+        for text in event["warnings"][:3]:
+            self.say(f"    [yellow]note:[/] {escape(text)}")
+        self.say(f"    [dim]{escape(_short(event['example']['input'], 200))}[/]")
+        self.say(f"    [dim]→ {escape(_short(event['example']['output'], 200))}[/]")
+
+    def _on_kept(self, event: Mapping[str, Any]) -> None:
+        self.stop()
+        self.say(f"    {escape(event['text'])} [dim](--restart begins anew)[/]")
+
+    def _on_trained(self, event: Mapping[str, Any]) -> None:
+        self.stop()
+        curve = sparkline(self._losses)
+        seconds = event["train_runtime"]
+        self.say(
+            f"    loss [bold]{curve}[/] {self._losses[0]:.2f} → {self._losses[-1]:.3f}"
+            if self._losses
+            else "    trained"
+        )
+        held_out = f", loss on held-out rows {event['eval_loss']:.3f}" if "eval_loss" in event else ""
+        self.say(f"    {seconds:.0f} s at {event['train_samples_per_second']:.0f} rows/s{held_out}; registered as "
+                 f"[bold]{event['version']}[/]")  # fmt: skip
+
+    def _on_report(self, event: Mapping[str, Any]) -> None:
+        self.stop()
+        self.report(event["report"], event["label"], worst=1, instruction=event["instruction"])
+
+    def _on_serving(self, event: Mapping[str, Any]) -> None:
+        self.stop()
+        self.say(f"    {event['url']}  ready in {event['seconds']:.0f} s; models: {', '.join(event['models'])}")
+
+    def _on_question(self, event: Mapping[str, Any]) -> None:
+        self.say(f"    [dim]{escape(event['input'])}[/]")
+        if not self.as_json:
+            self.console.print("    → ", end="")
+
+    def _on_token(self, event: Mapping[str, Any]) -> None:
+        if not self.as_json:
+            self.console.print(event["text"], end="", markup=False, style="bold green")
+
+    def _on_answer(self, event: Mapping[str, Any]) -> None:
+        verdict = "equal to the label" if event["text"].strip() == event["gold"] else f"the label is {event['gold']}"
+        self.say("")
+        self.say(
+            f"    [dim]first token after {event['first_token'] * 1000:.0f} ms, "
+            f"all after {event['seconds'] * 1000:.0f} ms; {escape(verdict)}[/]"
+        )
+
+    def _on_done(self, event: Mapping[str, Any]) -> None:
+        folder = event["folder"]
+        self.say(f"[bold]Done[/] [dim]{self.elapsed}[/]. Everything is in {folder}/:")
+        rows = [
+            ("tunery.yaml", "the settings of every step", f"tunery init; cd {folder}"),
+            ("data/", "labelled rows", "tunery data check"),
+            ("runs/train-.../output/", "adapter, loss curve, logs", "tunery train"),
+            ("runs/eval-.../report.json", "scores, and every row's answers", "tunery eval"),
+            (f"models/{event['version'].replace('@', '/')}/", "the registered version", "tunery models list"),
+            ("", "answers for a file of rows", "tunery batch rows.jsonl answers.jsonl"),
+            ("", "the service you just asked", "tunery serve"),
+        ]
+        self.table(("  where", "what", f"alone, in {folder}/"), [("  " + a, b, c) for a, b, c in rows])
+
+    # --- reports ---
+
+    def report(self, report: Mapping[str, Any], label: str, worst: int, instruction: str | None = None) -> None:
+        """Scores of every model beside each other, then the rows that `label` got most wrong."""
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        table.add_column(f"{self._indent}{report['n']} rows")
+        for name in METRICS:
+            table.add_column(name.replace("_", " "), justify="right")
+        for model, found in report["metrics"].items():
+            cells = [_interval(found[name]) for name in METRICS]
+            table.add_row(self._indent + model, *cells, style="bold" if model == label else None)
+        self.say_table(table)
+        wrong = [s for s in report["samples"] if not s["answers"][label]["canonical"]]
+        wrong.sort(key=lambda s: -s["answers"][label]["slot_errors"])
+        if wrong and worst:
+            self.say(f"{self._indent}[dim]of {len(wrong)} wrong, the worst:[/]")
+        for sample in wrong[:worst]:
+            text = sample["input"].removeprefix(f"{instruction}\n") if instruction else sample["input"]
+            self.say(f"{self._indent}[dim]text[/]   {escape(_short(text, 300))}")
+            self.say(f"{self._indent}[dim]label[/]  {escape(sample['gold'])}")
+            answer = sample["answers"][label]
+            self.say(f"{self._indent}[dim]answer[/] {escape(answer['error'] or answer['text'])}")
+            if not self._quickstart:
+                self.say("")
+
+
+def sparkline(values: Sequence[float], width: int = 32) -> str:
+    """A curve in one line, on a log scale, as losses are read."""
+    from math import log
+
+    if not values:
+        return ""
+    step = max(1, len(values) // width)
+    means = [log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step]))) for i in range(0, len(values), step)]
+    low, high = min(means), max(means)
+    return "".join(_BARS[int((v - low) / max(1e-9, high - low) * 7)] for v in means)
+
+
+def _interval(metric: Mapping[str, Any]) -> str:
+    if metric["value"] is None:
+        return "unscored"
+    return f"{metric['value']:.3f} [dim]{metric['low']:.2f}–{metric['high']:.2f}[/]"
+
+
+def _short(text: str, limit: int) -> str:
+    line = " ".join((text or "").split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

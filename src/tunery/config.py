@@ -1,0 +1,317 @@
+"""Specs: what a person writes down. Training keys are LLaMA-Factory's, engine keys vLLM's, resources Ray's.
+
+A spec as written may leave keys out; `resolve` fills them, and the resolved spec is what a run records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from rapidfuzz import process as fuzz
+
+from tunery.errors import ConfigError
+
+PROJECT_FILE = "tunery.yaml"
+BUNDLED_BASE = "tunery-base"
+
+# What LLaMA-Factory uses these keys for is either always so here, or has no meaning here.
+INERT_TRAIN_KEYS = frozenset({
+    "do_train", "do_eval", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
+    "overwrite_output_dir", "ray_storage_path", "report_to", "save_only_model", "use_cache", "flash_attn",
+    "per_device_eval_batch_size", "ray_init_kwargs", "batch_eval_metrics", "include_num_input_tokens_seen",
+})  # fmt: skip
+
+
+class Spec(BaseModel):
+    """Base of all sections: unknown keys are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class TrainSpec(Spec):
+    """One fine-tuning run, in LLaMA-Factory's words. None means: the default that fits the base."""
+
+    # model
+    model_name_or_path: str = BUNDLED_BASE
+    trust_remote_code: bool = False
+    # method
+    stage: Literal["sft"] = "sft"
+    finetuning_type: Literal["lora"] = "lora"
+    lora_rank: int | None = Field(None, ge=1, le=512)
+    lora_alpha: int | None = Field(None, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_target: str | list[str] = "all"
+    # dataset
+    dataset: str | None = None
+    eval_dataset: str | None = None
+    dataset_dir: str = "data"
+    template: str | None = None
+    cutoff_len: int | None = Field(None, ge=16)
+    overlong: Literal["error", "drop", "truncate"] = "error"
+    max_samples: int | None = Field(None, ge=1)
+    train_on_prompt: bool = False
+    entity_swap: float = Field(0.0, ge=0, le=1)
+    packing: Literal["auto", "shared_prefix", "none"] = "auto"
+    # output
+    output_dir: str | None = None
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(200, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    plot_loss: bool = True
+    # optimisation
+    per_device_train_batch_size: int | None = Field(None, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = None
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = 0.9
+    adam_beta2: float | None = None
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = Field(1.0, ge=0)
+    bf16: bool = True
+    fp16: bool = False
+    gradient_checkpointing: bool | None = None
+    seed: int = 42
+    resume_from_checkpoint: str | bool | None = None
+    # Ray
+    ray_run_name: str | None = None
+    ray_num_workers: int = Field(1, ge=1)
+    resources_per_worker: dict[str, float] | None = None
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+    @field_validator("ray_run_name", "dataset", "eval_dataset")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("is empty")
+        return value
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows per optimizer step, over all workers."""
+        return (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.ray_num_workers
+
+
+# Measured for the bundled base over seeds: bench/RESULTS.md. Others get LLaMA-Factory's own defaults.
+BUNDLED_DEFAULTS: Mapping[str, Any] = {
+    "lora_rank": 64, "learning_rate": 1.5e-3, "per_device_train_batch_size": 8, "num_train_epochs": 5.0,
+    "adam_beta2": 0.99, "template": "chatml", "cutoff_len": 2048, "gradient_checkpointing": False,
+}  # fmt: skip
+GENERAL_DEFAULTS: Mapping[str, Any] = {
+    "lora_rank": 8, "learning_rate": 5e-5, "per_device_train_batch_size": 8, "num_train_epochs": 3.0,
+    "adam_beta2": 0.999, "template": "auto", "cutoff_len": 2048, "gradient_checkpointing": True,
+}  # fmt: skip
+
+
+def resolve_train(spec: TrainSpec) -> TrainSpec:
+    """Fill every key that was left out with the default that fits the base model."""
+    defaults = BUNDLED_DEFAULTS if spec.model_name_or_path == BUNDLED_BASE else GENERAL_DEFAULTS
+    found = {k: v for k, v in defaults.items() if getattr(spec, k) is None}
+    rank = spec.lora_rank or found["lora_rank"]
+    if spec.lora_alpha is None:
+        found["lora_alpha"] = 2 * rank
+    return spec.model_copy(update=found)
+
+
+class EngineSpec(Spec):
+    """How the vLLM engine is set up. `engine_kwargs` are vLLM's engine arguments by their own names."""
+
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    concurrency: int = Field(1, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    accelerator_type: str | None = None
+
+
+class Sampling(Spec):
+    """OpenAI's sampling parameters; greedy unless told otherwise."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = None
+
+
+class EvalSpec(Spec):
+    """Score one version, and by default its untuned base beside it."""
+
+    model: str | None = None
+    dataset: str | None = None
+    dataset_dir: str | None = None
+    max_samples: int | None = Field(None, ge=1)
+    compare_base: bool = True
+    worst: int = Field(5, ge=0)
+    sampling: Sampling = Field(default_factory=Sampling)
+    engine: EngineSpec = Field(default_factory=EngineSpec)
+
+
+class BatchSpec(Spec):
+    """Run one version over a file or folder of rows."""
+
+    model: str | None = None
+    input: str | None = None
+    output: str | None = None
+    column: str | None = None
+    instruction: str | None = None
+    sampling: Sampling = Field(default_factory=Sampling)
+    engine: EngineSpec = Field(default_factory=EngineSpec)
+
+
+class ServeSpec(Spec):
+    """One base and any number of its adapters behind an OpenAI-compatible API."""
+
+    models: list[str] | Literal["all"] = "all"
+    base: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1)
+    engine: EngineSpec = Field(default_factory=EngineSpec)
+
+
+class RaySpec(Spec):
+    """Where the work runs: None starts a local Ray; "auto" or an address joins a cluster."""
+
+    address: str | None = None
+
+
+class Project(Spec):
+    """`tunery.yaml`: one file for every stage of one extractor."""
+
+    model: str = Field("extractor", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    home: str = "."
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    eval: EvalSpec = Field(default_factory=EvalSpec)
+    batch: BatchSpec = Field(default_factory=BatchSpec)
+    serve: ServeSpec = Field(default_factory=ServeSpec)
+    ray: RaySpec = Field(default_factory=RaySpec)
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def parse(kind: type[SpecT], values: Mapping[str, Any], where: str | None = None) -> SpecT:
+    """Validate `values`; a fault is a ConfigError that names the key, its place and the nearest right one."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as exc:
+        raise _config_error(kind, exc, where) from None
+
+
+def _config_error(kind: type[Spec], exc: ValidationError, where: str | None) -> ConfigError:
+    lines, hints = [], []
+    for fault in exc.errors():
+        path = [str(p) for p in fault["loc"] if isinstance(p, int) or not str(p).startswith(("literal", "list["))]
+        key = ".".join(path)
+        if fault["type"] == "extra_forbidden":
+            known = _keys_at(kind, path[:-1])
+            lines.append(f'unknown key "{key}"')
+            near = nearest(path[-1], known)
+            hints.append(f'did you mean "{near}"?' if near else "known keys: " + ", ".join(sorted(known)))
+        else:
+            lines.append(f'"{key}": {fault["msg"].removeprefix("Value error, ")}, got {fault["input"]!r}')
+    return ConfigError("; ".join(lines), hint="; ".join(hints) or None, where=where)
+
+
+def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        kind = inner
+    return list(kind.model_fields)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word closest to a misspelt one, or None when nothing is close."""
+    hit = fuzz.extractOne(word, list(known), score_cutoff=65)
+    return hit[0] if hit else None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dict; ConfigError with file:line when it is missing or malformed."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}", hint=f"`tunery init` writes a {PROJECT_FILE} to start from") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read: {exc}", where=str(path)) from None
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"not valid YAML: {getattr(exc, 'problem', exc)}", where=where) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError("must hold keys and values", where=str(path))
+    return values
+
+
+def apply_sets(values: dict[str, Any], sets: Iterable[str], section: str | None = None) -> dict[str, Any]:
+    """Apply `--set key=value` pairs (dotted keys, YAML values) to `values`, in place.
+
+    A key that names no section of the project belongs to `section`, the verb's own.
+    """
+    for item in sets:
+        key, eq, raw = item.partition("=")
+        if not eq or not key.strip():
+            raise ConfigError(f'--set needs key=value, got "{item}"', hint="for example --set learning_rate=1e-3")
+        path = key.strip().split(".")
+        if section and path[0] not in Project.model_fields:
+            path = [section, *path]
+        node = values
+        for part in path[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f'--set {key}: "{part}" holds a value, not a section')
+            node = child
+        try:
+            node[path[-1]] = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: not a YAML value: {raw}") from None
+    return values
+
+
+def is_flat_train(values: Mapping[str, Any]) -> bool:
+    """Whether `values` is LLaMA-Factory's flat YAML rather than a project with sections."""
+    flat = set(TrainSpec.model_fields) | INERT_TRAIN_KEYS
+    return bool(values) and not (set(values) & {"train", "eval", "batch", "serve"}) and bool(set(values) & flat)
+
+
+def load_project(path: Path | None = None, sets: Iterable[str] = (), section: str | None = None) -> Project:
+    """The project of `path` (default: ./tunery.yaml when there is one), with `--set` applied.
+
+    A flat LLaMA-Factory training file becomes the `train` section of a project. Relative paths inside the file are
+    relative to the current folder for the flat form, as LLaMA-Factory has it, and to the file for a project.
+    """
+    source = path or Path(PROJECT_FILE)
+    values = read_yaml(source) if path or source.exists() else {}
+    if is_flat_train(values):
+        values = {"train": values}
+        run_name = values["train"].get("ray_run_name")
+        if run_name:
+            values["model"] = run_name
+    elif source.exists():
+        values.setdefault("home", str(source.parent))
+    values = apply_sets(values, sets, section)
+    train = values.get("train")
+    if isinstance(train, dict):
+        values["train"] = {k: v for k, v in train.items() if k not in INERT_TRAIN_KEYS}
+    return parse(Project, values, where=str(source) if source.exists() else None)
+
+
+def inert_keys(path: Path | None) -> list[str]:
+    """Keys of a training file that are accepted and change nothing here."""
+    source = path or Path(PROJECT_FILE)
+    values = read_yaml(source) if source.exists() else {}
+    train = values if is_flat_train(values) else values.get("train") or {}
+    return sorted(set(train) & INERT_TRAIN_KEYS)

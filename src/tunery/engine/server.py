@@ -1,0 +1,124 @@
+"""One engine replica under Ray Serve: `ray.serve.llm`'s server, fed with plain JSON bodies and local adapters.
+
+Importing this module is cheap; the replica's own process imports `ray.serve.llm` when it starts. An ingress in front
+therefore needs neither vLLM nor its request classes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from tunery.errors import EngineError
+
+
+def __getattr__(name: str) -> Any:
+    # Ray loads the callback by its dotted name, in a process where ray.llm is imported already.
+    if name == "LocalModel":
+        return _local_model()
+    raise AttributeError(name)
+
+
+def _local_model() -> type:
+    from ray.llm._internal.common.callbacks.base import CallbackBase
+
+    class LocalModel(CallbackBase):
+        """Says that there is nothing to download, which spares a task that imports all of ray.llm to find out."""
+
+        async def on_before_node_init(self) -> None:
+            self.ctx.run_init_node = False
+
+    return LocalModel
+
+
+class EngineReplica:
+    """What a handle to `tunery.engine.vllm.deployment` offers.
+
+    Bodies and answers are OpenAI's JSON as dicts; an answer with the key "error" carries OpenAI's error object, whose
+    "code" is the HTTP status. `model` names the base or an adapter.
+    """
+
+    async def __init__(self, config: dict[str, Any]) -> None:
+        from ray.serve.llm import LLMConfig
+        from ray.serve.llm.deployment import LLMServer
+
+        self._server = LLMServer.sync_init(LLMConfig(**config))
+        await self._server.start()
+        self._models = self._server.engine._oai_models
+        self._loading = asyncio.Lock()
+
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Bring the loaded adapters in line with `config["adapters"]` (name to folder).
+
+        Serve calls it on every replica, new or running. Raises EngineError for an adapter that does not load, which
+        makes Serve stop the rollout.
+        """
+        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+
+        wanted: dict[str, str] = config["adapters"]
+        async with self._loading:
+            loaded = self._models.lora_requests
+            for name, path in wanted.items():
+                if name in loaded:
+                    if loaded[name].lora_path != path:
+                        raise EngineError(
+                            f"adapter name {name!r} is taken by {loaded[name].lora_path}",
+                            hint="give other weights another name: cached prefixes are looked up by name",
+                        )
+                    continue
+                answer = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=path))
+                if not isinstance(answer, str):
+                    raise EngineError(f"adapter {name!r} does not load: {answer.error.message}", where=path)
+            for name in loaded.keys() - wanted.keys():
+                await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+
+    async def check_health(self) -> None:
+        await self._server.check_health()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """OpenAI's model objects of the base and the loaded adapters."""
+        return [card.model_dump(mode="json") for card in (await self._models.show_available_models()).data]
+
+    async def chat(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> AsyncIterator[Any]:
+        """POST /v1/chat/completions: one dict, or with `stream` the lines of the event stream as strings."""
+        from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+        async for part in self._answer(ChatCompletionRequest, "chat", body, headers):
+            yield part
+
+    async def completions(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> AsyncIterator[Any]:
+        """POST /v1/completions, in the same form as `chat`."""
+        from ray.serve.llm.openai_api_models import CompletionRequest
+
+        async for part in self._answer(CompletionRequest, "completions", body, headers):
+            yield part
+
+    async def _answer(
+        self, kind: Any, method: str, body: dict[str, Any], headers: dict[str, str] | None
+    ) -> AsyncIterator[Any]:
+        from pydantic import ValidationError
+        from ray.llm._internal.serve.core.protocol import RawRequestInfo
+
+        try:
+            request = kind(**body)
+        except (ValidationError, ValueError) as error:
+            yield _error(_first(error), 400)
+            return
+        info = RawRequestInfo(headers=headers) if headers else None
+        async for part in await getattr(self._server, method)(request, info):
+            for item in part if isinstance(part, list) else [part]:
+                yield item if isinstance(item, str) else item.model_dump(mode="json", exclude_none=True)
+
+
+def _first(error: Exception) -> str:
+    """The first complaint of a validation error, as one line."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    first = errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+
+
+def _error(message: str, status: int) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": status}}

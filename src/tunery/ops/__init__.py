@@ -1,0 +1,1 @@
+"""Operations: the only writers of state."""

@@ -1,0 +1,136 @@
+"""The registry: immutable, numbered model versions in `models/<name>/<version>/`.
+
+A version is built beside its place and renamed into it, with version.json written last: what can be listed is
+complete. Serving never has to trust a folder that somebody is still writing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunery.bases import Base
+from tunery.config import nearest
+from tunery.data.template import common_turns
+from tunery.errors import ModelError, RunError, TuneryError
+from tunery.storage import read_json, write_json_atomic
+from tunery.training import Plan, Trained
+from tunery.types import ModelVersion
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def register(home: Path, name: str, plan: Plan, trained: Trained, *, run_id: str) -> ModelVersion:
+    """Add a trained adapter as the next version of `name`."""
+    shelf = home / "models" / name
+    system, instruction = common_turns(plan.train.examples)
+    part = shelf / f".part-{secrets.token_hex(4)}"
+    part.mkdir(parents=True)
+    try:
+        for file in _ADAPTER_FILES:
+            shutil.copyfile(trained.adapter / file, part / file)
+        while True:
+            number = max((v for v in _numbers(shelf)), default=0) + 1
+            entry = ModelVersion(
+                name=name,
+                version=number,
+                base=plan.spec.model_name_or_path,
+                base_digest=plan.base.digest,
+                adapter=shelf / str(number),
+                rank=plan.spec.lora_rank or 0,
+                template=plan.template.name,
+                template_digest=plan.template.digest,
+                dataset_fingerprint=plan.train.fingerprint,
+                task=plan.task.name,
+                run_id=run_id,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                system=system,
+                instruction=instruction,
+                metrics={k: v for k, v in trained.results.items() if isinstance(v, int | float)},
+            )
+            values = dataclasses.asdict(entry)
+            del values["adapter"]
+            write_json_atomic(part / "version.json", values)
+            try:
+                part.rename(shelf / str(number))
+            except OSError:  # another run took this number in the meantime
+                if (shelf / str(number)).exists():
+                    continue
+                raise
+            return entry
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def get(home: Path, ref: str) -> ModelVersion:
+    """A version by "name" (its latest), "name@latest" or "name@3". Raises RunError when there is none."""
+    name, _, wanted = ref.partition("@")
+    shelf = home / "models" / name
+    numbers = sorted(_numbers(shelf))
+    if not numbers:
+        known = sorted({v.name for v in list_versions(home)})
+        near = nearest(name, known)
+        raise RunError(
+            f'no model "{name}" in {home / "models"}',
+            hint=f"did you mean {near}?" if near else "`tunery models list` shows them; `tunery train` makes one",
+        )
+    if wanted in ("", "latest"):
+        return _read(shelf / str(numbers[-1]))
+    if not wanted.isdigit() or int(wanted) not in numbers:
+        raise RunError(f'model "{name}" has no version "{wanted}"', hint=f"it has {', '.join(map(str, numbers))}")
+    return _read(shelf / wanted)
+
+
+def list_versions(home: Path) -> list[ModelVersion]:
+    """All complete versions, by name and number."""
+    shelves = sorted(p for p in (home / "models").iterdir() if p.is_dir()) if (home / "models").is_dir() else []
+    found = []
+    for shelf in shelves:
+        for number in sorted(_numbers(shelf)):
+            try:
+                found.append(_read(shelf / str(number)))
+            except TuneryError:
+                continue
+    return found
+
+
+def check_base(version: ModelVersion, base: Base) -> None:
+    """Raises ModelError when `version` was not trained on this very base."""
+    if version.base_digest != base.digest:
+        raise ModelError(
+            f'{version.ref} was trained on another base than "{base.name}" '
+            f"(digest {version.base_digest}, here {base.digest})",
+            hint=f"use the base it was trained on: {version.base}",
+        )
+
+
+def adapter_config(folder: Path) -> Mapping[str, Any]:
+    """The adapter's PEFT configuration. Raises ModelError when the folder is not a usable LoRA adapter."""
+    for file in _ADAPTER_FILES:
+        if not (folder / file).exists():
+            raise ModelError(f'"{folder}" is not a PEFT adapter: it has no {file}')
+    try:
+        return json.loads((folder / "adapter_config.json").read_text())
+    except ValueError as exc:
+        raise ModelError(f"adapter_config.json is damaged: {exc}", where=str(folder)) from None
+
+
+def _numbers(shelf: Path) -> list[int]:
+    if not shelf.is_dir():
+        return []
+    return [int(p.name) for p in shelf.iterdir() if p.name.isdigit() and (p / "version.json").exists()]
+
+
+def _read(folder: Path) -> ModelVersion:
+    values = read_json(folder / "version.json")
+    try:
+        return ModelVersion(adapter=folder, **values)
+    except TypeError as exc:
+        raise RunError(f"version.json was written by another Tunery: {exc}", where=str(folder)) from None

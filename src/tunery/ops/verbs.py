@@ -1,0 +1,259 @@
+"""The verbs as functions: each runs one capability and records what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunery.bases import Base, find_base, load_tokenizer
+from tunery.config import BUNDLED_BASE, Project, TrainSpec, load_project
+from tunery.errors import ConfigError, ModelError, RunError
+from tunery.ops import registry, runs
+from tunery.storage import FolderLock, write_json_atomic
+from tunery.types import ModelVersion, Report, Run
+
+if TYPE_CHECKING:
+    from tunery.batching import BatchResult
+    from tunery.data.template import Template
+    from tunery.engine.vllm import Adapter
+    from tunery.serving import Service
+
+Observer = Callable[[Mapping[str, Any]], None]
+AnyProject = Project | TrainSpec | Mapping[str, Any] | str | Path | None
+
+
+def silent(event: Mapping[str, Any]) -> None:
+    """The default observer: hears and says nothing."""
+
+
+def as_project(project: AnyProject) -> Project:
+    """A Project from whatever a person has at hand: a path, a dict, a TrainSpec, or None for ./tunery.yaml."""
+    if isinstance(project, Project):
+        return project
+    if isinstance(project, TrainSpec):
+        return Project(train=project)
+    if isinstance(project, Mapping):
+        from tunery.config import parse
+
+        return parse(Project, project)
+    return load_project(Path(project) if project is not None else None)
+
+
+def in_project(project: Project, path: str) -> str:
+    """`path` as seen from the project's folder, where it is local and relative."""
+    if "://" in path or Path(path).expanduser().is_absolute():
+        return path
+    return str(Path(project.home) / path)
+
+
+def placed_train(project: Project) -> TrainSpec:
+    """The train section with its paths made independent of the current folder."""
+    spec = project.train
+    update: dict[str, Any] = {"dataset_dir": in_project(project, spec.dataset_dir)}
+    near = Path(project.home) / spec.model_name_or_path
+    if spec.model_name_or_path != BUNDLED_BASE and near.is_dir():
+        update["model_name_or_path"] = str(near)
+    return spec.model_copy(update=update)
+
+
+@contextmanager
+def _ray(project: Project, log_dir: Path) -> Iterator[None]:
+    from tunery.engine.cluster import connect, quiet
+
+    with quiet(log_dir / "driver.log"), connect(project.ray.address, log_dir=log_dir):
+        yield
+
+
+def train(project: AnyProject = None, *, observer: Observer = silent, resume: str | None = None) -> Run:
+    """Fine-tune, and register the adapter as the next version of `project.model`.
+
+    `resume` goes on with an interrupted run, by its id or "last". Returns the finished Run; its `result` holds the
+    version's ref and the training results. Raises TuneryError; the run folder then says why.
+    """
+    from tunery.training import prepare
+    from tunery.training import train as run_training
+
+    project = as_project(project)
+    home = Path(project.home)
+    observer({"event": "stage", "text": "reading the data"})
+    plan = prepare(placed_train(project))
+    resolved = project.model_copy(update={"train": plan.spec})
+    observer({"event": "plan", **plan.describe(), "notes": plan.notes})
+    earlier = _resumable(home, resume, resolved) if resume else None
+    context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
+    with context as run:
+        observer({"event": "run", "id": run.id, "path": str(run.path)})
+        output = Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
+
+        def heard(event: Mapping[str, Any]) -> None:
+            run.log(event)
+            observer({"event": "train", **event})
+
+        with FolderLock(output), _ray(project, run.logs):
+            observer({"event": "stage", "text": "starting the workers"})
+            trained = run_training(plan, output, resume=earlier is not None, on_event=heard)
+        version = registry.register(home, project.model, plan, trained, run_id=run.id)
+        run.result(version=version.ref, adapter=str(version.adapter), output=str(output), **trained.results)
+    return runs.get(home, run.id)
+
+
+def _resumable(home: Path, wanted: str, project: Project) -> Run:
+    candidates = [r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")]
+    if wanted != "last":
+        run = runs.get(home, wanted)
+    elif candidates:
+        run = candidates[0]
+    else:
+        raise RunError("no interrupted training to resume", hint="`tunery train` starts a new one")
+    if run.state == "succeeded":
+        raise RunError(f"run {run.id} has succeeded already")
+    before, now = run.spec.get("train", {}), project.model_dump(mode="json")["train"]
+    changed = sorted(k for k in now if before.get(k) != now[k])
+    if changed:
+        raise RunError(
+            f"run {run.id} was started with other settings: {', '.join(changed)}",
+            hint="resume with the settings it had, or start a new run",
+        )
+    return run
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be asked: its base, its adapter (None: the base alone) and its way of writing prompts."""
+
+    label: str
+    base: Base
+    adapter: Adapter | None
+    template: Template
+    version: ModelVersion | None
+
+
+def load_model(project: Project, ref: str | None) -> Loaded:
+    """Resolve `ref` (default: the project's latest version) and check that everything fits together.
+
+    Raises ModelError for another base, another template digest or a rank that lies; RunError for an unknown ref.
+    """
+    from tunery.data.template import Template
+    from tunery.engine.vllm import Adapter
+
+    version = registry.get(Path(project.home), ref or project.model)
+    named = version.base
+    base = find_base(named if named == BUNDLED_BASE or Path(named).is_dir() else in_project(project, named))
+    registry.check_base(version, base)
+    template = Template(version.template, load_tokenizer(base))
+    if template.digest != version.template_digest:
+        raise ModelError(
+            f"{version.ref} was trained with another prompt layout than this Tunery writes "
+            f"(digest {version.template_digest}, here {template.digest})",
+            hint="its prompts would differ from its training rows; train it again",
+        )
+    rank = registry.adapter_config(version.adapter).get("r")
+    if rank != version.rank:
+        raise ModelError(f"{version.ref}: the adapter has rank {rank}, the registry says {version.rank}")
+    adapter = Adapter(name=version.ref, path=version.adapter, rank=version.rank)
+    return Loaded(version.ref, base, adapter, template, version)
+
+
+def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Report:
+    """Score the project's model, and its untuned base beside it, on `eval.dataset` (default: train.eval_dataset).
+
+    Writes report.json and report.md into the run folder, whose id and path the observer hears.
+    """
+    from tunery.data import load
+    from tunery.evaluation import evaluate as run_evaluation
+    from tunery.tasks import task_by_name
+
+    project = as_project(project)
+    spec = project.eval
+    loaded = load_model(project, spec.model)
+    name = spec.dataset or project.train.eval_dataset
+    if not name:
+        raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
+    folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
+    data = load(name, folder, max_samples=spec.max_samples)
+    assert loaded.version is not None
+    models: dict[str, Adapter | None] = {"base": None} if spec.compare_base else {}
+    models[loaded.label] = loaded.adapter
+    with runs.start(Path(project.home), "eval", project, parents=[loaded.version.run_id]) as run:
+        observer({"event": "run", "id": run.id, "path": str(run.path)})
+        with _ray(project, run.logs):
+            observer({"event": "stage", "text": "starting the engine"})
+            report = run_evaluation(
+                spec,
+                base=loaded.base,
+                models=models,
+                data=data,
+                template=loaded.template,
+                task=task_by_name(loaded.version.task),
+                log_dir=run.logs,
+                on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
+            )
+        write_json_atomic(run.path / "report.json", report.to_dict())
+        scores = {label: {k: m.value for k, m in found.items()} for label, found in report.metrics.items()}
+        run.result(model=loaded.label, dataset=name, n=report.n, scores=scores, report=str(run.path / "report.json"))
+    return report
+
+
+def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchResult:
+    """Answer every row of `batch.input` into `batch.output`."""
+    from tunery.batching import run_batch
+    from tunery.tasks import task_by_name
+
+    project = as_project(project)
+    loaded = load_model(project, project.batch.model)
+    assert loaded.version is not None
+    with runs.start(Path(project.home), "batch", project, parents=[loaded.version.run_id]) as run:
+        observer({"event": "run", "id": run.id, "path": str(run.path)})
+        with _ray(project, run.logs):
+            observer({"event": "stage", "text": "starting the engine"})
+            result = run_batch(
+                project.batch,
+                base=loaded.base,
+                adapter=loaded.adapter,
+                template=loaded.template,
+                task=task_by_name(loaded.version.task),
+                instruction=project.batch.instruction or loaded.version.instruction,
+                log_dir=run.logs,
+                on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
+            )
+        run.result(**asdict(result))
+    return result
+
+
+@contextmanager
+def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterator[Service]:
+    """Serve versions over their base until the block ends. All of them must share one base.
+
+    Every version answers to its ref ("name@3"), and the latest of each name to the bare name.
+    """
+    from tunery.serving import serve as run_service
+
+    project = as_project(project)
+    spec = project.serve
+    home = Path(project.home)
+    if spec.models == "all":
+        refs = [v.ref for v in registry.list_versions(home)]
+    else:
+        refs = [registry.get(home, ref).ref for ref in spec.models]
+    loaded = [load_model(project, ref) for ref in dict.fromkeys(refs)]
+    wanted = find_base(spec.base or (loaded[-1].base.name if loaded else project.train.model_name_or_path))
+    if spec.models == "all":
+        left_out = [m.label for m in loaded if m.base.digest != wanted.digest]
+        loaded = [m for m in loaded if m.base.digest == wanted.digest]
+        if left_out:
+            observer({"event": "note", "text": f"trained on another base, not served: {', '.join(left_out)}"})
+    for model in loaded:
+        assert model.version is not None
+        registry.check_base(model.version, wanted)
+    adapters = {m.label: m.adapter for m in loaded if m.adapter}
+    latest = {m.version.name: m.label for m in loaded if m.version}
+    with runs.start(home, "serve", project) as run:
+        observer({"event": "run", "id": run.id, "path": str(run.path)})
+        with _ray(project, run.logs):
+            observer({"event": "stage", "text": "starting the engine"})
+            with run_service(spec, base=wanted, adapters=adapters, aliases=latest, log_dir=run.logs) as service:
+                run.result(url=service.url, models=[wanted.name, *adapters, *latest])
+                yield service

@@ -1,0 +1,6 @@
+"""Fine-tuning: a plan that is checked, a loop that trains, Ray Train that carries it to many machines."""
+
+from tunery.training.plan import Plan, prepare
+from tunery.training.trainer import Trained, train
+
+__all__ = ["Plan", "Trained", "prepare", "train"]

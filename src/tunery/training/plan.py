@@ -1,0 +1,108 @@
+"""Everything that can be checked before a worker starts is checked here, on the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tunery.bases import Base, find_base, load_tokenizer
+from tunery.config import TrainSpec, resolve_train
+from tunery.data import load
+from tunery.data.template import Row, Template
+from tunery.errors import ConfigError, DataError
+from tunery.tasks import Task, infer_task
+from tunery.types import Dataset, Example
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run that can start: resolved spec, encoded rows, and what was noticed on the way."""
+
+    spec: TrainSpec
+    base: Base
+    template: Template
+    task: Task
+    train: Dataset
+    examples: list[Example]
+    rows: list[Row]
+    eval_rows: list[Row]
+    prefix: int
+    notes: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, object]:
+        """What `--dry-run` prints: sizes, and the cost that sharing the prefix saves."""
+        from tunery.training.loop import total_steps
+
+        logical = sum(map(len, self.rows))
+        mean = logical / len(self.rows)
+        return {
+            "base": self.base.name,
+            "architecture": self.base.architecture,
+            "template": self.template.name,
+            "task": self.task.name,
+            "train_rows": len(self.rows),
+            "eval_rows": len(self.eval_rows),
+            "tokens_per_row": round(mean, 1),
+            "longest_row": max(map(len, self.rows)),
+            "shared_prefix_tokens": self.prefix,
+            "steps": total_steps(self.spec, len(self.rows)),
+            "batch_rows": self.spec.batch_rows,
+        }
+
+
+def prepare(spec: TrainSpec) -> Plan:
+    """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
+    from tunery.training.packing import common_prefix
+
+    spec = resolve_train(spec)
+    if not spec.dataset:
+        raise ConfigError("no training dataset", hint="name one of dataset_info.json with train.dataset")
+    if spec.fp16 and spec.bf16:
+        spec = spec.model_copy(update={"bf16": False})
+    base = find_base(spec.model_name_or_path)
+    train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
+    held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
+    template = Template(spec.template or "auto", load_tokenizer(base, trust_remote_code=spec.trust_remote_code))
+    notes: list[str] = []
+    examples, rows = _encode(train, template, spec, base, notes)
+    eval_rows = _encode(held_out, template, spec, base, notes)[1] if held_out else []
+    if spec.packing == "shared_prefix" and spec.lora_dropout:
+        raise ConfigError(
+            "packing: shared_prefix is not exact with lora_dropout above 0: rows would share one dropout mask",
+            hint="use packing: none, or lora_dropout: 0",
+        )
+    prefix = 0 if spec.packing == "none" or spec.lora_dropout else common_prefix([r.prompt for r in rows + eval_rows])
+    task = infer_task([e.target or "" for e in examples])
+    return Plan(spec, base, template, task, train, examples, rows, eval_rows, prefix, notes)
+
+
+def _encode(
+    data: Dataset, template: Template, spec: TrainSpec, base: Base, notes: list[str]
+) -> tuple[list[Example], list[Row]]:
+    limit = min(spec.cutoff_len or base.context, base.context)
+    examples = list(data.examples)
+    rows = template.rows(examples)
+    over = [r for r in rows if len(r) > limit]
+    if not over:
+        return examples, rows
+    longest = max(map(len, over))
+    if spec.overlong == "error":
+        named = ", ".join(r.id for r in over[:5]) + (", ..." if len(over) > 5 else "")
+        raise DataError(
+            f"{len(over)} of {len(rows)} rows of {data.name} are longer than {limit} tokens "
+            f"(longest {longest}): {named}",
+            hint=f"raise cutoff_len (this base reads {base.context}), or choose overlong: drop or truncate",
+        )
+    if spec.overlong == "truncate":
+        notes.append(f"{data.name}: {len(over)} rows cut to {limit} tokens (longest {longest})")
+        return examples, [_cut(r, limit) for r in rows]
+    kept = [i for i, r in enumerate(rows) if len(r) <= limit]
+    notes.append(f"{data.name}: {len(over)} rows over {limit} tokens dropped, {len(kept)} kept")
+    if not kept:
+        raise DataError(f"every row of {data.name} is longer than {limit} tokens", hint="raise cutoff_len")
+    return [examples[i] for i in kept], [rows[i] for i in kept]
+
+
+def _cut(row: Row, limit: int) -> Row:
+    """The end of the prompt goes first; a row whose target alone is too long loses the target's end."""
+    target = row.target[: limit - 1]
+    return Row(row.id, row.prompt[: limit - len(target)], target)

@@ -1,0 +1,213 @@
+"""The loop on Ray Train: one to many workers, progress to the caller, the adapter back on the caller's disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunery.errors import ResourceError, TrainError, TuneryError
+from tunery.training.artifacts import write_results
+from tunery.training.plan import Plan
+
+if TYPE_CHECKING:
+    from tunery.training.loop import Job
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """`adapter` is a complete PEFT folder; `results` is LLaMA-Factory's all_results.json."""
+
+    adapter: Path
+    results: dict[str, Any]
+
+
+def train(
+    plan: Plan, output: Path, *, resume: bool = False, on_event: Callable[[Event], None] = lambda event: None
+) -> Trained:
+    """Fine-tune as planned and leave LLaMA-Factory's files in `output`. Ray must be initialised.
+
+    `on_event` gets every log row of the loop as it comes. Raises TrainError, or the worker's own TuneryError.
+    """
+    import ray
+    from ray.util.queue import Queue
+
+    from tunery.training.loop import Job
+
+    if (output / "adapter_model.safetensors").exists():
+        raise TrainError(f"{output} already holds a trained adapter", hint="choose another output_dir")
+    output.mkdir(parents=True, exist_ok=True)
+    _check_resources(plan)
+    job = Job(
+        spec=plan.spec,
+        train=plan.examples if plan.spec.entity_swap else (),
+        rows=plan.rows,
+        eval_rows=plan.eval_rows,
+        prefix=plan.prefix,
+        resume_from=str(_last_checkpoint(output)) if resume and _last_checkpoint(output) else None,
+    )
+    queue: Any = Queue(actor_options={"num_cpus": 0})
+    outcome: list[Any] = []
+    job_ref = ray.put(job)
+    thread = threading.Thread(target=_fit, args=(plan, job_ref, queue, output, outcome), daemon=True)
+    thread.start()
+    log_path = output / "trainer_log.jsonl"
+    mode = "a" if job.resume_from else "w"
+    with log_path.open(mode, encoding="utf-8") as log:
+        for event in _drain(queue, thread):
+            if "checkpoint" in event:
+                _unpack(output / event["checkpoint"], event["files"])
+            else:
+                log.write(json.dumps(event) + "\n")
+                log.flush()
+                on_event(event)
+    queue.shutdown(force=True)
+    if isinstance(outcome[0], BaseException):
+        raise _translate(outcome[0])
+    summary: dict[str, Any] = outcome[0]
+    final = _last_checkpoint(output)
+    if final is None:
+        raise TrainError("the workers ended without a checkpoint")
+    results = write_results(plan, output, final, summary)
+    return Trained(output, results)
+
+
+def _fit(plan: Plan, job_ref: Any, queue: Any, output: Path, outcome: list[Any]) -> None:
+    try:
+        outcome.append(_run_ray_train(plan, job_ref, queue, output))
+    except BaseException as exc:
+        outcome.append(exc)
+
+
+def _run_ray_train(plan: Plan, job_ref: Any, queue: Any, output: Path) -> dict[str, Any]:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    spec = plan.spec
+    gpu = _use_gpu(plan)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job_ref, "queue": queue},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=spec.ray_num_workers,
+            use_gpu=gpu,
+            resources_per_worker=_resources(plan),
+            placement_strategy=spec.placement_strategy,
+        ),
+        run_config=RunConfig(
+            name=spec.ray_run_name or "train",
+            storage_path=str((output / "ray").resolve()),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    result = trainer.fit()
+    if result.error:
+        raise result.error
+    shutil.rmtree(output / "ray", ignore_errors=True)
+    return (result.metrics or {})["summary"]
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray
+    import ray.train as rt
+    import torch
+
+    from tunery.training.loop import Hooks, fit
+
+    context = rt.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    queue = config["queue"]
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, context.get_local_world_size())))
+
+    def log(row: Event) -> None:
+        if rank == 0:
+            queue.put(row)
+
+    def save(folder: Path, step: int) -> None:
+        if rank == 0:
+            files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+            queue.put({"checkpoint": folder.name, "step": step, "files": files})
+            shutil.rmtree(folder, ignore_errors=True)
+
+    job: Job = ray.get(config["job"])
+    with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
+        hooks = Hooks(log=log, save=save, scratch=Path(scratch))
+        summary = fit(job, hooks, rank=rank, world=world, device="cuda" if gpu else "cpu")
+    rt.report({"summary": summary})
+
+
+def _drain(queue: Any, thread: threading.Thread) -> Iterator[Event]:
+    from queue import Empty
+
+    while True:
+        done = not thread.is_alive()
+        try:
+            yield queue.get(timeout=0.01 if done else 0.5)
+        except Empty:
+            if done:
+                return
+
+
+def _unpack(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a checkpoint beside its final place and rename it: a folder of that name is always complete."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, content in files.items():
+        (part / name).write_bytes(content)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _last_checkpoint(output: Path) -> Path | None:
+    found = [p for p in output.glob("checkpoint-*") if p.suffix != ".part"]
+    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+
+
+def _use_gpu(plan: Plan) -> bool:
+    import ray
+
+    wanted = (plan.spec.resources_per_worker or {}).get("GPU")
+    return bool(wanted) if wanted is not None else ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def _resources(plan: Plan) -> dict[str, float] | None:
+    return dict(plan.spec.resources_per_worker) if plan.spec.resources_per_worker else None
+
+
+def _check_resources(plan: Plan) -> None:
+    from tunery.engine.cluster import require
+
+    try:
+        require(_resources(plan) or ({"GPU": 1} if _use_gpu(plan) else {"CPU": 1}), plan.spec.ray_num_workers)
+    except ResourceError as exc:
+        raise ResourceError(
+            exc.message,
+            hint="ask for less: --set ray_num_workers=1 --set 'resources_per_worker={CPU: 1}'; or join a larger "
+            "cluster: --set ray.address=auto",
+        ) from None
+
+
+def _translate(exc: BaseException) -> BaseException:
+    """The worker's own TuneryError out of Ray's wrappers, or a TrainError that names the cause."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, TuneryError):
+            return seen
+        failures = getattr(seen, "worker_failures", None)
+        inner = next(iter(failures.values()), None) if failures else getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    lines = [line for line in str(exc).strip().splitlines() if line.strip()] or [type(exc).__name__]
+    return TrainError(f"training failed: {lines[-1].strip()}", hint="the full log: `tunery runs logs`, or --debug")

@@ -1,0 +1,123 @@
+"""The nouns that travel between rooms. Plain frozen values; no behaviour beyond what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation up to the answer, and the answer (`target`, None when unlabelled)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    target: str | None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The last user turn: what the answer is about."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples of one split. `fingerprint` is a sha256 over their content, independent of where they lie."""
+
+    name: str
+    uri: str
+    examples: tuple[Example, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer of the engine. `error` is set, and `text` empty, when there is none."""
+
+    example_id: str
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A score with a 95 % interval. `value` is None when no row could be scored."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an evaluation found: metrics per model (column) and the rows behind them."""
+
+    task: str
+    n: int
+    metrics: Mapping[str, Mapping[str, Metric]]  # model label -> metric name -> score
+    definitions: Mapping[str, str]
+    samples: Sequence[Mapping[str, Any]]  # {"id", "input", "gold", <label>: {"text", "exact", "canonical"}}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+RunState = Literal["running", "succeeded", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A view of one run folder."""
+
+    id: str
+    kind: str
+    state: RunState
+    path: Path
+    started: str
+    ended: str | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """An immutable, complete entry of the registry."""
+
+    name: str
+    version: int
+    base: str  # as the user named it: a folder, a hub id, or the bundled base's name
+    base_digest: str
+    adapter: Path
+    rank: int
+    template: str
+    template_digest: str
+    dataset_fingerprint: str
+    task: str
+    run_id: str
+    created: str
+    system: str | None = None  # the system turn and the instruction that all its training rows shared
+    instruction: str | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
