@@ -28,7 +28,7 @@ test: $(READY) ## the test suite (ARGS="-k template")
 
 lint: $(READY) ## ruff: rules and format
 	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
+	@$(BIN)/ruff format --check --output-format concise
 
 types: $(READY) ## pyright
 	@$(BIN)/pyright

@@ -220,9 +220,10 @@ def clauses(rng: random.Random, subject: str, nouns: list[str], facts: list[Fact
     return text
 
 
+_NO_ARTICLE = re.compile(r"\b(no|the|No|any) an? ")
 _DOUBLE_STOP = re.compile(r"(?<!\.)\.\.(?!\.)")
 
 
 def tidy(text: str) -> str:
     """Upper-case start, no doubled full stops."""
-    return _DOUBLE_STOP.sub(".", cap(text)).replace("?.", "?").replace("!.", "!").replace(" ,", ",")
+    return _NO_ARTICLE.sub(r"\1 ", _DOUBLE_STOP.sub(".", cap(text))).replace("?.", "?").replace("!.", "!").replace(" ,", ",")

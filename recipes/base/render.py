@@ -51,7 +51,9 @@ def make_style(rng: random.Random) -> Style:
 
 
 def _items(schema: Schema, said: Said) -> list[tuple[str, Value | None]]:
-    """Named values in the schema's order; None marks an asked attribute."""
+    """Named values in the schema's order (without one: in the facts' order); None marks an asked attribute."""
+    if not schema.rank:
+        return [(schema.slots[f.slot].name, f.out) for f in said.facts]
     found: list[tuple[int, str, Value | None]] = [(schema.rank[f.slot], schema.slots[f.slot].name, f.out) for f in said.facts]
     found += [(schema.rank[i], schema.slots[i].name, None) for i in said.asked]
     found.sort(key=lambda item: item[0])
@@ -114,7 +116,7 @@ def render(schema: Schema, style: Style, acts: list[Said]) -> str:
 
 FORM = {
     "func": "function(attribute[value], attribute[value])|a function with its attributes in square brackets, like f(a[x], b[y])|"
-    "the form function(attribute1[value1], attribute2[value2], ...)|one function call whose arguments are written attribute[value]",
+    "function(attribute1[value1], attribute2[value2], ...)|one function call whose arguments are written attribute[value]",
     "func_eq": "function(attribute=value, attribute=value)|a call with keyword arguments, f(a=x, b=y)",
     "func_colon": "function(attribute: value, attribute: value)|a call with named arguments such as f(a: x, b: y)",
     "json_flat": 'a JSON object with the key "{key}" and one key per attribute|one flat JSON object; "{key}" holds the label',
@@ -194,10 +196,10 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
     functions = [(name, act.about) for act, name in used]
     if rng.random() < 0.6:
         functions.sort(key=lambda _: rng.random())
-    order = sorted(range(len(schema.slots)), key=lambda i: schema.rank[i])
+    order = sorted(range(len(schema.slots)), key=schema.rank.__getitem__) if schema.rank else list(range(len(schema.slots)))
     if not schema.listed:
         rng.shuffle(order)
-    if rng.random() < 0.1:
+    if rng.random() < 0.02:
         order = [i for i in order if rng.random() < 0.9]
     described = rng.random()
     labels = [_describe(rng, schema, i) if rng.random() < (0.85 if described < 0.5 else 0.1) else schema.slots[i].name for i in order]

@@ -105,9 +105,11 @@ def acronym_set(rng: random.Random) -> dict[str, list[str]]:
         parts = [word(rng) for _ in range(1 if rng.random() < 0.2 else 2 + int(rng.random() * 2))]
         long = " ".join(cap(p) for p in parts) if wide else " ".join(parts)
         short = "".join(p[0] for p in parts).upper() if len(parts) > 1 else parts[0][: 1 + int(rng.random() * 3)].upper()
+        if len(short) == 3 and short[1:] == "PG":
+            continue
         form = f"{short} ({long})" if rng.random() < 0.8 else short
         found[form] = [short, long, long.lower(), "-".join(parts), form]
-    return found
+    return found or {"NA (not assigned)": ["NA", "not assigned"]}
 
 
 def make_slot(rng: random.Random, attr: Attr, style: str, used: set[str]) -> Slot:

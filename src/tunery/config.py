@@ -78,7 +78,7 @@ class TrainSpec(Spec):
     adam_beta2: float | None = None
     adam_epsilon: float = 1e-8
     max_grad_norm: float = Field(1.0, ge=0)
-    bf16: bool = True
+    bf16: bool | None = None  # None: where the hardware has it
     fp16: bool = False
     gradient_checkpointing: bool | None = None
     seed: int = 42

@@ -96,12 +96,12 @@ _OFFLINE = {
 
 def translate(error: BaseException, path: AnyPath, action: str = "read") -> StorageError:
     """The StorageError for what a file system or its vendor raised about `path`."""
+    error = _true_error(error)
     name = shown(path)
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp, urllib, gcsfs
     number = getattr(error, "errno", None)
 
-    if isinstance(error, FileNotFoundError) or status == 404:
+    if _is_missing(error):
         return StorageError(f"{name} does not exist", hint="check the path; it is read exactly as written")
     if kinds & _NO_CREDENTIALS:
         return StorageError(
@@ -109,7 +109,7 @@ def translate(error: BaseException, path: AnyPath, action: str = "read") -> Stor
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (s3), "
             "GOOGLE_APPLICATION_CREDENTIALS (gs), or use the public https:// address",
         )
-    if isinstance(error, PermissionError) or number == errno.EROFS or status in (401, 403):
+    if isinstance(error, PermissionError) or number == errno.EROFS or _status(error) in (401, 403):
         hint = "check what the credentials allow" if is_remote(path) else "check its owner and mode: ls -ld"
         return StorageError(f"not allowed to {action} {name}", hint=hint)
     if isinstance(error, IsADirectoryError):
@@ -128,6 +128,25 @@ def translate(error: BaseException, path: AnyPath, action: str = "read") -> Stor
         hint = "check the network, the proxy and the address"
         return StorageError(f"cannot reach {name}: {_brief(error)}", hint=hint)
     return StorageError(f"cannot {action} {name}: {_brief(error)}")
+
+
+def _true_error(error: BaseException) -> BaseException:
+    """fsspec calls every http failure "not found", and keeps the true one as its cause."""
+    cause = error.__cause__
+    hidden = isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp")
+    return cause if hidden and cause else error
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    error = _true_error(error)
+    return isinstance(error, FileNotFoundError) or _status(error) == 404
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status in an error of aiohttp, urllib or gcsfs."""
+    return getattr(error, "status", None) or getattr(error, "code", None)
 
 
 def _brief(error: BaseException) -> str:
@@ -210,8 +229,14 @@ def exists(path: AnyPath) -> bool:
     if not is_remote(path):
         return local(path).exists()
     fs, inner = filesystem(path)
-    with translating(path, "read"):
-        return bool(fs.exists(inner))
+    try:
+        with translating(path):
+            fs.info(inner)
+    except StorageError as error:
+        if _is_missing(error.__cause__):
+            return False
+        raise
+    return True
 
 
 def list_files(path: AnyPath) -> list[str]:
@@ -259,7 +284,7 @@ def read_jsonl_tolerant(path: AnyPath) -> list[Any]:
     try:
         data = read_bytes(path)
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if _is_missing(error.__cause__):
             return []
         raise
     lines = data.split(b"\n")

@@ -218,11 +218,17 @@ def data_import(
     from tunery.data import import_dataset
 
     screen = _screen(as_json)
-    result = import_dataset(name, into, from_folder=source)
-    for note in result.notes:
-        screen.say(f"[yellow]note:[/] {note}")
-    screen.say(f"{into}: " + ", ".join(f"{f} {n:,} rows" for f, n in result.rows.items()))
-    screen.result({"into": str(into), "rows": result.rows, "notes": result.notes})
+    def progress(file: str, done: int, total: int | None) -> None:
+        screen({"event": "progress", "done": done, "total": total or done, "what": f"bytes of {file}"})
+
+    result = import_dataset(name, into, from_folder=source, progress=progress)
+    screen.stop()
+    screen.say(f"{into}: " + ", ".join(f"{f} {n:,} rows" for f, n in result.files.items()))
+    if result.missing:
+        screen.say(f"[yellow]note:[/] not there: {', '.join(result.missing)}")
+    if result.unchanged:
+        screen.say("[dim]all of it was here already[/]")
+    screen.result(dataclasses.asdict(result))
 
 
 @data_app.command("check")
@@ -254,8 +260,8 @@ def data_check(
             screen.say(f"  [dim]{escape(str(example))[:200]}[/]")
     if not result.findings:
         screen.say("no faults found")
-    screen.result(dataclasses.asdict(result))
-    if any(f.severity == "error" for f in result.findings):
+    screen.result(result.to_dict())
+    if not result.ok:
         raise typer.Exit(1)
 
 

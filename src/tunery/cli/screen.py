@@ -145,7 +145,7 @@ class Screen:
             self.say(f"{self._indent}step {event['current_steps']}/{event['total_steps']}  {text.strip()}")
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
-        self._bar(f"{self._indent}{event['done']:,} of {event['total']:,} answers", event["done"], event["total"])
+        self._bar(f"{self._indent}{event['done']:,} of {event['total']:,} {event.get('what', 'answers')}", event["done"], event["total"])
 
     @property
     def _indent(self) -> str:

@@ -104,7 +104,9 @@ def _find(name: str, dataset_dir: storage.AnyPath) -> tuple[Entry | None, str]:
 def _files(name: str, location: str, entry: Entry | None, dataset_dir: storage.AnyPath) -> list[str]:
     """The data files at a location, all of one format, narrowed to `entry.split` when that names one."""
     found = storage.list_files(location)
-    files = [f for f in found if f == location or (file_format(f) and os.path.basename(f) != REGISTRY)]
+    # A file named itself is kept whatever its ending is, so that a wrong one is told.
+    base = os.path.basename
+    files = [f for f in found if base(f) == base(location) or (file_format(f) and base(f) != REGISTRY)]
     if not files:
         around = storage.list_files(dataset_dir) if not storage.is_remote(dataset_dir) else []
         names = [os.path.basename(f) for f in around if file_format(f) and os.path.basename(f) != REGISTRY]

@@ -14,6 +14,7 @@ from tunery import storage
 from tunery.errors import StorageError
 
 TRIES = 4  # connections in a row that bring nothing before a download gives up
+BACKOFF = 0.2  # seconds before the second of them, doubled for each further one
 TIMEOUT = 60.0  # seconds without a byte
 
 
@@ -43,7 +44,7 @@ def download(url: str, path: storage.AnyPath, *, progress: storage.Progress | No
                 error = storage.translate(cut, url)
                 hint = f"run it again: {_size(part):,} bytes are here already" if _size(part) else error.hint
                 raise StorageError(error.message, hint=hint) from cut
-            time.sleep(0.2 * 2**failures)
+            time.sleep(BACKOFF * 2**failures)
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, target)

@@ -96,8 +96,9 @@ def import_dataset(
             done["datasets"]
         ):
             return Imported(folder, rows, tuple(done["datasets"]), unchanged=True)
+    plan = _plan(name_or_url, from_folder)  # first, so that a wrong name leaves no folder behind
     with storage.FolderLock(folder / _STAGING):
-        return _import(_plan(name_or_url, from_folder), folder, progress)
+        return _import(plan, folder, progress)
 
 
 def materialise_bikeshop(into: storage.AnyPath) -> Imported:
@@ -107,7 +108,7 @@ def materialise_bikeshop(into: storage.AnyPath) -> Imported:
 
 def _source(name_or_url: str) -> str:
     known = next((name for name, k in KNOWN.items() if name_or_url.rstrip("/") in (name, k.url)), None)
-    return known or storage.shown(name_or_url)
+    return known or storage.shown(name_or_url).removesuffix(f"/{REGISTRY}").rstrip("/")
 
 
 def _plan(name_or_url: str, from_folder: storage.AnyPath | None) -> _Plan:
@@ -179,12 +180,16 @@ def _import(plan: _Plan, folder: Path, progress: Progress | None) -> Imported:
     if not names:
         raise StorageError(f"{plan.origin} has none of {', '.join(plan.files)}", hint="check the folder")
     for name in names:
+        owner = manifest["files"].get(name, {}).get("source", plan.source)
+        if owner != plan.source and (folder / name).exists():
+            hint = "import into another folder: each file there has one owner"
+            raise StorageError(f"{folder / name} belongs to {owner}", hint=hint)
         if (folder / name).exists() and not _intact(folder, manifest, name):
             raise _in_the_way(folder / name)
     registry = dict(plan.registry)
     rows: dict[str, int] = {}
     for name in names:
-        if _intact(folder, manifest, name) and manifest["files"][name]["source"] == plan.source:
+        if _intact(folder, manifest, name):
             rows[name] = manifest["files"][name]["rows"]
         else:
             staged = folder / _STAGING / name

@@ -21,7 +21,11 @@ def register() -> None:
     """vLLM's plugin hook: called once or more in every process that makes an engine."""
     if os.environ.get(ENV) != "1":
         return
+    from vllm.model_executor.models import registry
     from vllm.v1.engine.core_client import EngineCoreClient
+
+    # vLLM looks at a model class in a process of its own, lest CUDA start here; the engine starts here anyway.
+    registry._run_in_subprocess = lambda fn: fn()
 
     spawn = EngineCoreClient.make_async_mp_client
     if getattr(spawn, "tunery", False):

@@ -1,13 +1,12 @@
-"""One engine replica under Ray Serve: `ray.serve.llm`'s server, fed with plain JSON bodies and local adapters.
+"""One engine replica under Ray Serve: `ray.serve.llm`'s server with adapters from local folders.
 
-Importing this module is cheap; the replica's own process imports `ray.serve.llm` when it starts. An ingress in front
-therefore needs neither vLLM nor its request classes.
+Importing this module is cheap; only the replica's own process imports `ray.serve.llm`, when it starts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tunery.errors import EngineError
@@ -33,10 +32,9 @@ def _local_model() -> type:
 
 
 class EngineReplica:
-    """What a handle to `tunery.engine.vllm.deployment` offers.
+    """A Serve deployment class around `LLMServer`; `config` is what `tunery.engine.vllm.llm_config` returned.
 
-    Bodies and answers are OpenAI's JSON as dicts; an answer with the key "error" carries OpenAI's error object, whose
-    "code" is the HTTP status. `model` names the base or an adapter.
+    Requests name the base by its model id and an adapter by its own name.
     """
 
     async def __init__(self, config: dict[str, Any]) -> None:
@@ -79,46 +77,3 @@ class EngineReplica:
     async def models(self) -> list[dict[str, Any]]:
         """OpenAI's model objects of the base and the loaded adapters."""
         return [card.model_dump(mode="json") for card in (await self._models.show_available_models()).data]
-
-    async def chat(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> AsyncIterator[Any]:
-        """POST /v1/chat/completions: one dict, or with `stream` the lines of the event stream as strings."""
-        from ray.serve.llm.openai_api_models import ChatCompletionRequest
-
-        async for part in self._answer(ChatCompletionRequest, "chat", body, headers):
-            yield part
-
-    async def completions(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> AsyncIterator[Any]:
-        """POST /v1/completions, in the same form as `chat`."""
-        from ray.serve.llm.openai_api_models import CompletionRequest
-
-        async for part in self._answer(CompletionRequest, "completions", body, headers):
-            yield part
-
-    async def _answer(
-        self, kind: Any, method: str, body: dict[str, Any], headers: dict[str, str] | None
-    ) -> AsyncIterator[Any]:
-        from pydantic import ValidationError
-        from ray.llm._internal.serve.core.protocol import RawRequestInfo
-
-        try:
-            request = kind(**body)
-        except (ValidationError, ValueError) as error:
-            yield _error(_first(error), 400)
-            return
-        info = RawRequestInfo(headers=headers) if headers else None
-        async for part in await getattr(self._server, method)(request, info):
-            for item in part if isinstance(part, list) else [part]:
-                yield item if isinstance(item, str) else item.model_dump(mode="json", exclude_none=True)
-
-
-def _first(error: Exception) -> str:
-    """The first complaint of a validation error, as one line."""
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    first = errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
-
-
-def _error(message: str, status: int) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": status}}

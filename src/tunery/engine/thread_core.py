@@ -114,7 +114,6 @@ class ThreadCoreClient(AsyncMPClient):
         if self._finalizer.detach() is not None:
             self.resources.engine_dead = True
             _stop_core(self._core, self._thread)
-            self._fail_waiting()
 
     def _ensure_output_queue_task(self) -> None:
         if self._loop is None:

@@ -1,4 +1,4 @@
-"""vLLM behind Ray Data (`generate`, `generate_dataset`) and Ray Serve (`deployment`).
+"""vLLM behind Ray Data (`generate`, `generate_dataset`) and Ray Serve (`llm_config`; the replica is in `server`).
 
 The user's words for the engine are vLLM's own engine arguments. What is decided here: defaults that suit the device,
 LoRA sizes that fit the adapters, and the translation of vendors' failures into ours. Nothing here imports torch, ray
@@ -8,27 +8,23 @@ or vllm before work begins.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from tunery.config import EngineSpec, nearest
 from tunery.errors import ConfigError, EngineError, ModelError
 from tunery.types import Completion
 
 if TYPE_CHECKING:
     import ray.data
-    from ray.serve.deployment import Application
 
-GIB = 1 << 30
 # Arguments that Ray or this module sets itself; a user's value would be overruled or would break the run.
 RESERVED = frozenset({"model", "served_model_name", "tokenizer", "distributed_executor_backend", "lora_modules"})
 
@@ -41,21 +37,6 @@ class Adapter:
     name: str
     path: Path
     rank: int
-
-
-class EngineSpec(BaseModel):
-    """How to run the engine; part of evaluation, batch and serving specs.
-
-    `engine_kwargs` are vLLM's engine arguments by their own names, `concurrency` the number of engines,
-    `batch_size` the rows Ray Data hands to an engine at once, `accelerator_type` Ray's name of a GPU.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
-    concurrency: int = Field(default=1, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    accelerator_type: str | None = None
 
 
 # -- engine arguments ---------------------------------------------------------------------------------------------
@@ -114,9 +95,9 @@ def engine_kwargs(
         if name in RESERVED:
             raise ConfigError(f"engine_kwargs.{name} is set by tunery", hint="remove it")
         if name not in engine_args():
-            near = difflib.get_close_matches(name, sorted(engine_args()), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see vLLM's documentation on engine arguments"
-            raise ConfigError(f"vLLM has no engine argument {name!r}", hint=hint)
+            near = nearest(name, engine_args())
+            hint = f'did you mean "{near}"?' if near else "see vLLM's documentation on engine arguments"
+            raise ConfigError(f'vLLM has no engine argument "{name}"', hint=hint)
 
     kwargs: dict[str, Any] = {"enable_prefix_caching": True}
     if max_model_len is not None:
@@ -156,7 +137,11 @@ def _lora_kwargs(adapters: Sequence[Adapter], overrides: Mapping[str, Any]) -> d
 
 
 def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
-    """Room for every running sequence at a usual length, at least one at full length, at most half of free memory."""
+    """Room for every running sequence at a usual length, at least one at full length, at most a quarter of memory.
+
+    A function of the machine's total memory, not of what is free now: the same spec has to resolve to the same
+    arguments, or Serve would restart replicas that have not changed.
+    """
     import psutil
 
     config = json.loads((base / "config.json").read_text())
@@ -167,10 +152,10 @@ def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
     per_token = 2 * config["num_hidden_layers"] * kv_heads * head_dim * 2  # keys and values, two bytes each
     length = kwargs.get("max_model_len") or config["max_position_embeddings"]
     wanted = per_token * max(length, kwargs["max_num_seqs"] * min(length, 2048))
-    return max(64 << 20, min(int(wanted * 1.25), psutil.virtual_memory().available // 2))
+    return max(64 << 20, min(int(wanted * 1.25), psutil.virtual_memory().total // 4))
 
 
-def engine_env(*, engines: int = 1, log_dir: Path | None = None) -> dict[str, str]:
+def engine_env(*, engines: int = 1) -> dict[str, str]:
     """Environment variables for the process that hosts an engine; `engines` is how many share this machine."""
     env = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -185,6 +170,8 @@ def engine_env(*, engines: int = 1, log_dir: Path | None = None) -> dict[str, st
             "TUNERY_ENGINE_IN_PROCESS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets the CPU platform keep the executor in this process
             "OMP_NUM_THREADS": str(max(1, cores // engines)),
+            # Threads that spin at barriers are fastest alone on a machine and ruinous on a shared one.
+            "OMP_WAIT_POLICY": "passive",
             "CUDA_VISIBLE_DEVICES": "",
         }
     return env
@@ -217,48 +204,102 @@ def llm_config(
     }
 
 
-def deployment(
-    name: str,
+def _devices(spec: EngineSpec) -> int:
+    return spec.engine_kwargs.get("tensor_parallel_size", 1) * spec.engine_kwargs.get("pipeline_parallel_size", 1)
+
+
+# -- Ray Data -----------------------------------------------------------------------------------------------------
+
+
+def generate_dataset(
+    dataset: ray.data.Dataset,
+    *,
     base: Path,
     adapters: Sequence[Adapter],
     spec: EngineSpec,
-    *,
+    sampling: Mapping[str, Any],
     max_model_len: int | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Application:
-    """A Ray Serve application of engine replicas; its handle has the methods of `EngineReplica`.
+    log_dir: Path | None = None,
+) -> ray.data.Dataset:
+    """Answer every row of a dataset, lazily.
 
-    Requests name the base as `name` and an adapter by its own name. `options` are `serve.deployment`'s own words
-    (num_replicas, autoscaling_config, max_ongoing_requests, ...) and win over the defaults here. To change the
-    adapters of a running application, deploy it again with others: they travel in `user_config`, so no replica
-    restarts, provided that `enable_lora`, `max_lora_rank` and `max_loras` stay as they are.
+    Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or null) and
+    `max_tokens`; keeps every column but `prompt_token_ids`; adds the struct column `completion` (text, finish_reason,
+    prompt_tokens, completion_tokens, error). `sampling` is vLLM's SamplingParams by their own names.
     """
-    from ray import serve
+    import ray.data
 
-    from tunery.engine.server import EngineReplica
+    from tunery.engine.rows import EngineRows
 
-    config = llm_config(name, base, adapters, spec, max_model_len=max_model_len)
-    at_once = config["engine_kwargs"].get("max_num_seqs", 256)
-    bundles = config["placement_group_config"]["bundles"]
-    settings: dict[str, Any] = {
-        "name": "engine",
-        "num_replicas": spec.concurrency,
-        # Serve's defaults let any load wait in one replica unseen, and so never scale up.
-        "max_ongoing_requests": 2 * at_once,
-        "max_queued_requests": 8 * at_once,
-        "health_check_period_s": 10,
-        "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": 20,
-        "placement_group_bundles": bundles,
-        "placement_group_strategy": "PACK",
-        "ray_actor_options": {"num_cpus": 1, "runtime_env": config["runtime_env"]},
-        "user_config": {"adapters": {adapter.name: str(adapter.path) for adapter in adapters}},
-    } | dict(options or {})
-    if isinstance(scaling := settings.get("autoscaling_config"), Mapping):
-        settings["autoscaling_config"] = {"target_ongoing_requests": at_once, **scaling}
-        settings.pop("num_replicas", None)
-    return serve.deployment(EngineReplica, **settings).bind(config)
+    kwargs = engine_kwargs(base, adapters, spec.engine_kwargs, max_model_len=max_model_len)
+    kwargs.setdefault("disable_log_stats", True)
+    batch_size = _batch_size(spec)
+    # Enough batches in flight to keep the engine full while the last rows of the oldest ones finish.
+    batches = max(2, -(-2 * kwargs.get("max_num_seqs", 256) // batch_size))
+    devices = _devices(spec)
+    # What ray.data.llm calls too: `map_batches` itself no longer takes the actor's max_concurrency.
+    return dataset.map_batches_internal(
+        EngineRows,  # type: ignore[arg-type]
+        fn_constructor_kwargs={
+            "base": base,
+            "adapters": [(adapter.name, str(adapter.path)) for adapter in adapters],
+            "engine_kwargs": kwargs,
+            "sampling": dict(sampling),
+            "log_path": log_dir / "engine.log" if log_dir else None,
+        },
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=spec.concurrency, max_tasks_in_flight_per_actor=2 * batches),
+        max_concurrency=batches,
+        num_cpus=1,
+        num_gpus=0 if on_cpu() else devices,
+        accelerator_type=spec.accelerator_type,
+        runtime_env={"env_vars": engine_env(engines=spec.concurrency)},
+    )
 
 
-def _devices(spec: EngineSpec) -> int:
-    return spec.engine_kwargs.get("tensor_parallel_size", 1) * spec.engine_kwargs.get("pipeline_parallel_size", 1)
+def generate(
+    requests: Iterable[Mapping[str, Any]],
+    *,
+    base: Path,
+    adapters: Sequence[Adapter],
+    spec: EngineSpec,
+    sampling: Mapping[str, Any],
+    max_model_len: int | None = None,
+    log_dir: Path | None = None,
+) -> Iterator[Completion]:
+    """Answer requests through Ray Data and yield each answer once it is there, in no particular order.
+
+    A request is {"id": str, "prompt_token_ids": list[int], "model": adapter name or None, "max_tokens": int}. A row
+    that fails is a Completion with `error`; raises EngineError when the engine does not start or dies.
+    """
+    import ray.data
+
+    rows = [dict(request) for request in requests]
+    if not rows:
+        return
+    blocks = -(-len(rows) // _batch_size(spec))
+    answered = generate_dataset(
+        ray.data.from_items(rows, override_num_blocks=blocks),
+        base=base, adapters=adapters, spec=spec, sampling=sampling, max_model_len=max_model_len, log_dir=log_dir,
+    )  # fmt: skip
+    try:
+        for row in answered.iter_rows():
+            yield Completion(example_id=row["id"], **row["completion"])
+    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
+        raise _engine_error(error, log_dir) from error
+
+
+def _batch_size(spec: EngineSpec) -> int:
+    return spec.batch_size or 16
+
+
+def _engine_error(error: Exception, log_dir: Path | None) -> EngineError:
+    """One line out of Ray's many: the innermost cause."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and inner is not cause:
+        cause = inner
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    message = lines[-1] if lines else type(cause).__name__
+    log = log_dir / "engine.log" if log_dir else "Ray's worker logs in /tmp/ray/session_latest/logs"
+    return EngineError(f"the inference engine failed: {message}", hint=f"see {log}")

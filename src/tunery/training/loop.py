@@ -24,6 +24,7 @@ from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
 from tunery.errors import ModelError, TrainError
+from tunery.training.lora import fuse
 from tunery.training.packing import Pack, make_packs, register_attention
 from tunery.types import Example
 
@@ -141,7 +142,7 @@ def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    low = torch.bfloat16 if spec.bf16 else torch.float16 if spec.fp16 else torch.float32
+    low = compute_dtype(spec, device)
     model: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=low, attn_implementation=register_attention(), trust_remote_code=spec.trust_remote_code
     )
@@ -166,10 +167,21 @@ def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    fuse(model)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model.to(device).train()
+
+
+def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:
+    """What the frozen base computes in. A CPU without bf16 instructions emulates bf16, slower than fp32."""
+    if spec.fp16:
+        return torch.float16
+    if spec.bf16 is not None:
+        return torch.bfloat16 if spec.bf16 else torch.float32
+    native = not device.startswith("cpu") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def supervised_loss(model: nn.Module, pack: Pack) -> Tensor:

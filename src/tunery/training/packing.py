@@ -27,7 +27,7 @@ class Shape:
     """Where the suffixes of a pack lie. P prefix tokens, n suffixes, S the longest suffix, T tokens in all."""
 
     prefix: int
-    index: Tensor  # (n, S) position in the pack of each suffix token; padding points at 0
+    index: Tensor  # (n, S) place of each suffix token, counted from the prefix's end; padding points at 0
     valid: Tensor  # (n, S) bool
     mask: Tensor  # (n, 1, S, P + S) bool, True where a query may look
 
@@ -118,7 +118,7 @@ def _shape(prefix: int, spans: Sequence[tuple[int, int]]) -> Shape:
     mask[:, 0, :, prefix:] &= valid[:, None, :]
     # A padded query must see something, or its softmax is NaN; with a prefix it does, without it sees itself.
     mask[:, 0, :, prefix:] |= torch.eye(steps.numel(), dtype=torch.bool) & ~valid[:, None, :]
-    return Shape(prefix, torch.where(valid, starts + steps, 0), valid, mask)
+    return Shape(prefix, torch.where(valid, starts - prefix + steps, 0), valid, mask)
 
 
 def shared_prefix_attention(
@@ -139,25 +139,33 @@ def shared_prefix_attention(
             query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=gqa
         )
         return out.transpose(1, 2), None
-    p = shape.prefix
-    rows = len(shape.index)
+    p, rows = shape.prefix, len(shape.index)
+    # split, not slices: the backward of a slice fills a whole tensor with zeros
+    (q_head, q_tail), (k_head, k_tail), (v_head, v_tail) = (
+        x[0].split([p, x.shape[2] - p], 1) for x in (query, key, value)
+    )
 
-    def suffixes(x: Tensor) -> Tensor:  # (1, H, T, D) -> (n, H, S, D)
-        return x[0][:, shape.index].transpose(0, 1)
+    def suffixes(tail: Tensor) -> Tensor:  # (H, T - P, D) -> (n, H, S, D)
+        return tail[:, shape.index].transpose(0, 1)
 
-    def with_prefix(x: Tensor) -> Tensor:  # -> (n, G, P + S, D)
-        return torch.cat([x[:, :, :p].expand(rows, -1, -1, -1), suffixes(x)], 2)
+    def with_prefix(head: Tensor, tail: Tensor) -> Tensor:  # -> (n, G, P + S, D)
+        return torch.cat([head[None].expand(rows, -1, -1, -1), suffixes(tail)], 2)
 
     out = F.scaled_dot_product_attention(
-        suffixes(query), with_prefix(key), with_prefix(value), attn_mask=shape.mask, scale=scaling, enable_gqa=gqa
+        suffixes(q_tail),
+        with_prefix(k_head, k_tail),
+        with_prefix(v_head, v_tail),
+        attn_mask=shape.mask,
+        scale=scaling,
+        enable_gqa=gqa,
     )
-    flat = out.transpose(1, 2)[shape.valid][None]  # (1, T - P, H, D), in pack order
+    flat = out.transpose(1, 2)[shape.valid]  # (T - P, H, D), in pack order
     if p:
         head = F.scaled_dot_product_attention(
-            query[:, :, :p], key[:, :, :p], value[:, :, :p], is_causal=True, scale=scaling, enable_gqa=gqa
+            q_head[None], k_head[None], v_head[None], is_causal=True, scale=scaling, enable_gqa=gqa
         )
-        flat = torch.cat([head.transpose(1, 2), flat], 1)
-    return flat, None
+        flat = torch.cat([head[0].transpose(0, 1), flat])
+    return flat[None], None
 
 
 def register_attention() -> str:

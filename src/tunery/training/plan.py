@@ -57,7 +57,7 @@ def prepare(spec: TrainSpec) -> Plan:
     if not spec.dataset:
         raise ConfigError("no training dataset", hint="name one of dataset_info.json with train.dataset")
     if spec.fp16 and spec.bf16:
-        spec = spec.model_copy(update={"bf16": False})
+        raise ConfigError("fp16 and bf16 are both on", hint="choose one")
     base = find_base(spec.model_name_or_path)
     train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
     held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None

@@ -55,7 +55,8 @@ def train(
         resume_from=str(_last_checkpoint(output)) if resume and _last_checkpoint(output) else None,
     )
     queue: Any = Queue(actor_options={"num_cpus": 0})
-    outcome: list[Any] = []
+    outcome: list[BaseException] = []
+    summary: dict[str, Any] = {}
     job_ref = ray.put(job)
     thread = threading.Thread(target=_fit, args=(plan, job_ref, queue, output, outcome), daemon=True)
     thread.start()
@@ -65,29 +66,31 @@ def train(
         for event in _drain(queue, thread):
             if "checkpoint" in event:
                 _unpack(output / event["checkpoint"], event["files"])
+            elif "summary" in event:
+                summary = event["summary"]
             else:
                 log.write(json.dumps(event) + "\n")
                 log.flush()
                 on_event(event)
     queue.shutdown(force=True)
-    if isinstance(outcome[0], BaseException):
+    if outcome:
         raise _translate(outcome[0])
-    summary: dict[str, Any] = outcome[0]
+    shutil.rmtree(output / "ray", ignore_errors=True)
     final = _last_checkpoint(output)
-    if final is None:
+    if final is None or not summary:
         raise TrainError("the workers ended without a checkpoint")
     results = write_results(plan, output, final, summary)
     return Trained(output, results)
 
 
-def _fit(plan: Plan, job_ref: Any, queue: Any, output: Path, outcome: list[Any]) -> None:
+def _fit(plan: Plan, job_ref: Any, queue: Any, output: Path, outcome: list[BaseException]) -> None:
     try:
-        outcome.append(_run_ray_train(plan, job_ref, queue, output))
+        _run_ray_train(plan, job_ref, queue, output)
     except BaseException as exc:
         outcome.append(exc)
 
 
-def _run_ray_train(plan: Plan, job_ref: Any, queue: Any, output: Path) -> dict[str, Any]:
+def _run_ray_train(plan: Plan, job_ref: Any, queue: Any, output: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -113,8 +116,6 @@ def _run_ray_train(plan: Plan, job_ref: Any, queue: Any, output: Path) -> dict[s
     result = trainer.fit()
     if result.error:
         raise result.error
-    shutil.rmtree(output / "ray", ignore_errors=True)
-    return (result.metrics or {})["summary"]
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -145,7 +146,8 @@ def _worker(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
         hooks = Hooks(log=log, save=save, scratch=Path(scratch))
         summary = fit(job, hooks, rank=rank, world=world, device="cuda" if gpu else "cpu")
-    rt.report({"summary": summary})
+    if rank == 0:
+        queue.put({"summary": summary})
 
 
 def _drain(queue: Any, thread: threading.Thread) -> Iterator[Event]:

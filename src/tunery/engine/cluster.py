@@ -1,0 +1,201 @@
+"""Ray: start it here or join a cluster, ask what it has, and keep its chatter off the terminal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tunery.errors import ResourceError
+
+PROBE_SECONDS = 5.0
+
+
+@contextmanager
+def connect(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    dashboard: bool = False,
+    log_dir: Path | None = None,
+) -> Iterator[None]:
+    """Ray for the length of the block: the one already initialised, the cluster at `address`, or one started here.
+
+    Only what was started is shut down, also on Ctrl-C. `address` is "auto", "host:port" or "ray://host:port".
+    `log_dir` gets a link `ray` to the folder of Ray's own logs, where that is on this machine.
+    Raises ResourceError when nothing answers there, within seconds, or when it is another version of Ray.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _quiet_environment()
+    if address is None:
+        _start(num_cpus, dashboard)
+    else:
+        _join(address)
+    try:
+        _quiet_data()
+        if log_dir:
+            _link_logs(log_dir)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(num_cpus: int | None, dashboard: bool) -> None:
+    import psutil
+    import ray
+
+    memory = psutil.virtual_memory()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=max(100 << 20, min(1 << 30, memory.total // 5)),
+            log_to_driver=False,
+            logging_level="warning",
+            configure_logging=True,
+        )
+    except (RuntimeError, ConnectionError, TimeoutError, ValueError) as error:
+        raise ResourceError(f"Ray did not start here: {_line(error)}", hint="see /tmp/ray/session_latest/logs") from error
+
+
+def _join(address: str) -> None:
+    import ray
+
+    hint = "check --address, or leave it out to run on this machine"
+    host, port = _endpoint(address)
+    if host:
+        try:
+            socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+        except OSError as error:
+            raise ResourceError(f"no Ray cluster answers at {address}: {error}", hint=hint) from error
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="warning", configure_logging=True)
+    except Exception as error:  # Ray raises bare RuntimeErrors, gRPC's errors and its own for one and the same cause
+        with suppress(Exception):
+            ray.shutdown()
+        if "ersion mismatch" in str(error):
+            raise ResourceError(
+                f"the cluster at {address} runs other versions: {_line(error)}",
+                hint=f"use Ray {ray.__version__} and Python {sys.version.split()[0]} there and here",
+            ) from error
+        raise ResourceError(f"no Ray cluster answers at {address}: {_line(error)}", hint=hint) from error
+
+
+def _link_logs(log_dir: Path) -> None:
+    import ray
+
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path()) if ray._private.worker.global_worker.node else None
+    if logs and logs.is_dir():
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            (log_dir / "ray").unlink(missing_ok=True)
+            (log_dir / "ray").symlink_to(logs)
+
+
+def _endpoint(address: str) -> tuple[str, int]:
+    """Host and port to probe; ("", 0) for an address that Ray resolves itself."""
+    if address in ("auto", "local"):
+        return "", 0
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ResourceError(f"{address!r} is no address of a Ray cluster", hint='use "host:port", "ray://host:port" or "auto"')
+    return host.strip("[]"), int(port)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _quiet_environment() -> None:
+    """Read by Ray's processes at their start, so set before them; what the user has set stays."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_gcs_rpc_server_connect_timeout_s": "5",
+        "RAY_raylet_start_wait_time_s": "60",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _quiet_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def require(resources: Mapping[str, float], count: int = 1) -> None:
+    """Check that the cluster as a whole has `count` times `resources`, e.g. require({"GPU": 1}, 2).
+
+    Raises ResourceError naming what is short; without it Ray would wait for ever.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    for name, amount in resources.items():
+        if have.get(name, 0) < amount * count:
+            raise ResourceError(
+                f"{amount * count:g} {name} are needed and the cluster has {have.get(name, 0):g}",
+                hint="ask for fewer workers, or connect to a larger cluster with --address",
+            )
+
+
+def free_port(host: str, port: int) -> int:
+    """`port` if it can be bound on `host`; 0 picks any. Raises ResourceError when it is in use or not allowed."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ResourceError(f"port {port} on {host} is not free: {error.strerror}", hint="choose another with --port") from error
+        return probe.getsockname()[1]
+
+
+# -- keeping vendors' output off the terminal -----------------------------------------------------------------------
+
+
+def redirect(log_path: Path) -> None:
+    """Send this process's stdout and stderr to `log_path` (appending) for good."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    _flush()
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+@contextmanager
+def quiet(log_path: Path) -> Iterator[None]:
+    """Send what anything in this process writes to stdout and stderr to `log_path`, down to C libraries.
+
+    A console that shall still reach the terminal writes to a copy of its descriptor made before. Nested use writes
+    to the inner file; the descriptors are restored whatever happens.
+    """
+    _flush()
+    saved = os.dup(1), os.dup(2)
+    try:
+        redirect(log_path)
+        yield
+    finally:
+        _flush()
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        os.close(saved[0])
+        os.close(saved[1])
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()

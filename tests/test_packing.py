@@ -1,0 +1,96 @@
+"""Packs give what unpacked rows give: the same loss, the same gradients."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import Qwen2Config as Q2
+
+from tunery.config import TrainSpec, resolve_train
+from tunery.data.template import Row
+from tunery.training.loop import build_model, supervised_loss
+from tunery.training.packing import build_pack, common_prefix, make_packs
+
+SMALL = dict(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+)  # fmt: skip
+CONFIGS = {"qwen2": Q2, "qwen3": Qwen3Config, "llama": LlamaConfig}
+
+
+def rows(n=6, prefix=20, seed=0) -> list[Row]:
+    g = torch.Generator().manual_seed(seed)
+
+    def ids(k):
+        return torch.randint(3, 300, (k,), generator=g).tolist()
+
+    shared = ids(prefix)
+    return [Row(str(i), shared + [i + 3] + ids(3 + 4 * i), ids(2 + 3 * i)) for i in range(n)]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS[request.param](**SMALL)).save_pretrained(folder)
+    spec = resolve_train(TrainSpec(model_name_or_path=str(folder), lora_rank=4, bf16=False, gradient_checkpointing=False))
+    model = build_model(spec, folder, "cpu")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # B starts at zero, which would hide faults in A's gradient
+            torch.nn.init.normal_(parameter, 0, 0.05)
+    return model
+
+
+def loss_and_gradient(model, packs):
+    model.zero_grad()
+    total = sum(supervised_loss(model, pack) for pack in packs)
+    total.backward()
+    return total.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("train_on_prompt", [False, True])
+def test_packed_equals_unpacked(model, train_on_prompt):
+    data = rows()
+    prefix = common_prefix([r.prompt for r in data])
+    assert prefix == 20
+    alone = [build_pack([r], 0, train_on_prompt=train_on_prompt) for r in data]
+    loss, gradient = loss_and_gradient(model, alone)
+    for how in (
+        make_packs(data, prefix, 9999, train_on_prompt=train_on_prompt),
+        make_packs(data, prefix, 60, train_on_prompt=train_on_prompt),
+        make_packs(data, 0, 9999, train_on_prompt=train_on_prompt),
+    ):
+        packed_loss, packed_gradient = loss_and_gradient(model, list(how))
+        assert packed_loss == pytest.approx(loss, rel=1e-5)
+        assert (packed_gradient - gradient).norm() / gradient.norm() < 1e-5
+
+
+def test_unpacked_equals_transformers_and_peft(model):
+    """The reference is PEFT's own forward with transformers' attention and its labels, -100 on the prompt."""
+    row = rows()[-1]
+    ours = supervised_loss(model, build_pack([row], 0)).item()
+    fused = [(m, m.__dict__.pop("forward")) for m in model.modules() if "forward" in m.__dict__]
+    assert fused
+    model.base_model.model.set_attn_implementation("eager")
+    try:
+        labels = torch.tensor([[-100] * len(row.prompt) + row.target])
+        out = model(input_ids=torch.tensor([row.prompt + row.target]), labels=labels)
+        assert ours == pytest.approx(out.loss.item() * len(row.target), rel=1e-5)
+    finally:
+        model.base_model.model.set_attn_implementation("tunery_shared_prefix")
+        for module, forward in fused:
+            module.forward = forward
+
+
+def test_packs_hold_every_row_once_and_stay_within_the_limit():
+    data = rows(n=9)
+    packs = list(make_packs(data, 20, 90))
+    assert sum(p.rows for p in packs) == 9
+    assert all(p.ids.numel() <= 90 or p.rows == 1 for p in packs)
+    assert sum(len(p.labels) for p in packs) == sum(len(r.target) for r in data)
+    assert sum(p.logical_tokens for p in packs) == sum(map(len, data))
+
+
+def test_common_prefix_leaves_each_prompt_a_token_of_its_own():
+    assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_prefix([[1, 2], [3]]) == 0
+    assert common_prefix([]) == 0
