@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -22,7 +23,7 @@ def connect(
     dashboard: bool = False,
     log_dir: Path | None = None,
 ) -> Iterator[None]:
-    """Ray for the length of the block: the one already initialised, the cluster at `address`, or one started here.
+    """Ray for the length of the block: the one in use already, the cluster at `address`, or one started here.
 
     Only what was started is shut down, also on Ctrl-C. `address` is "auto", "host:port" or "ray://host:port".
     `log_dir` gets a link `ray` to the folder of Ray's own logs, where that is on this machine.
@@ -60,11 +61,12 @@ def _start(num_cpus: int | None, dashboard: bool) -> None:
             dashboard_host="127.0.0.1",
             object_store_memory=max(100 << 20, min(1 << 30, memory.total // 5)),
             log_to_driver=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             configure_logging=True,
         )
     except (RuntimeError, ConnectionError, TimeoutError, ValueError) as error:
-        raise ResourceError(f"Ray did not start here: {_line(error)}", hint="see /tmp/ray/session_latest/logs") from error
+        hint = "see /tmp/ray/session_latest/logs"
+        raise ResourceError(f"Ray did not start here: {_line(error)}", hint=hint) from error
 
 
 def _join(address: str) -> None:
@@ -73,13 +75,10 @@ def _join(address: str) -> None:
     hint = "check --address, or leave it out to run on this machine"
     host, port = _endpoint(address)
     if host:
-        try:
-            socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
-        except OSError as error:
-            raise ResourceError(f"no Ray cluster answers at {address}: {error}", hint=hint) from error
+        _probe(address, host, port, hint)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="warning", configure_logging=True)
-    except Exception as error:  # Ray raises bare RuntimeErrors, gRPC's errors and its own for one and the same cause
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
+    except Exception as error:  # Ray raises its own errors, gRPC's and bare RuntimeErrors for the same cause
         with suppress(Exception):
             ray.shutdown()
         if "ersion mismatch" in str(error):
@@ -90,10 +89,29 @@ def _join(address: str) -> None:
         raise ResourceError(f"no Ray cluster answers at {address}: {_line(error)}", hint=hint) from error
 
 
-def _link_logs(log_dir: Path) -> None:
-    import ray
+def _probe(address: str, host: str, port: int, hint: str) -> None:
+    """Ray itself waits minutes for a port that is open and not Ray's."""
+    import grpc
 
-    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path()) if ray._private.worker.global_worker.node else None
+    fault = ""
+    try:
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+        if os.environ.get("RAY_USE_TLS", "0") != "1":
+            with grpc.insecure_channel(f"{host}:{port}") as channel:
+                grpc.channel_ready_future(channel).result(timeout=PROBE_SECONDS)
+    except OSError as error:
+        fault = (error.strerror or str(error)).lower()
+    except grpc.FutureTimeoutError:
+        fault = "something else is listening there"
+    if fault:
+        raise ResourceError(f"no Ray cluster answers at {address}: {fault}", hint=hint)
+
+
+def _link_logs(log_dir: Path) -> None:
+    import ray._private.worker as worker
+
+    node = worker._global_node
+    logs = Path(node.get_logs_dir_path()) if node else None
     if logs and logs.is_dir():
         log_dir.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):
@@ -107,7 +125,8 @@ def _endpoint(address: str) -> tuple[str, int]:
         return "", 0
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ResourceError(f"{address!r} is no address of a Ray cluster", hint='use "host:port", "ray://host:port" or "auto"')
+        hint = 'use "host:port", "ray://host:port" or "auto"'
+        raise ResourceError(f'"{address}" is no address of a Ray cluster', hint=hint)
     return host.strip("[]"), int(port)
 
 
@@ -121,8 +140,6 @@ def _quiet_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "RAY_gcs_rpc_server_connect_timeout_s": "5",
-        "RAY_raylet_start_wait_time_s": "60",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -152,17 +169,20 @@ def require(resources: Mapping[str, float], count: int = 1) -> None:
 
 
 def free_port(host: str, port: int) -> int:
-    """`port` if it can be bound on `host`; 0 picks any. Raises ResourceError when it is in use or not allowed."""
+    """`port` if it can be bound on `host`; 0 picks any. Raises ResourceError when it cannot."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ResourceError(f"port {port} on {host} is not free: {error.strerror}", hint="choose another with --port") from error
+            reason = (error.strerror or str(error)).lower()
+            raise ResourceError(
+                f"port {port} on {host} is not free: {reason}", hint="choose another port"
+            ) from error
         return probe.getsockname()[1]
 
 
-# -- keeping vendors' output off the terminal -----------------------------------------------------------------------
+# -- keeping vendors' output off the terminal --------------------------------------------------------------
 
 
 def redirect(log_path: Path) -> None:
@@ -179,8 +199,8 @@ def redirect(log_path: Path) -> None:
 def quiet(log_path: Path) -> Iterator[None]:
     """Send what anything in this process writes to stdout and stderr to `log_path`, down to C libraries.
 
-    A console that shall still reach the terminal writes to a copy of its descriptor made before. Nested use writes
-    to the inner file; the descriptors are restored whatever happens.
+    A console that shall still reach the terminal writes to a copy of its descriptor, made before. Nested use
+    writes to the inner file; the descriptors are restored whatever happens.
     """
     _flush()
     saved = os.dup(1), os.dup(2)

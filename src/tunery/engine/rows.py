@@ -20,8 +20,8 @@ class EngineRows:
     """An actor of Ray Data's pool. It runs many batches at once, so the engine stays full across their ends.
 
     In: a table with `prompt_token_ids`, and optionally `model` (an adapter's name or null) and `max_tokens`.
-    Out: the table without `prompt_token_ids` and with the struct column `completion`. What goes wrong with one row
-    is that row's `completion.error`; raises EngineError when the engine itself fails.
+    Out: the table without `prompt_token_ids` and with the struct column `completion`. What goes wrong with one
+    row is that row's `completion.error`; raises EngineError when the engine itself fails.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class EngineRows:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._sampling = dict(sampling)
-        self._adapters = {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, start=1)}
+        self._adapters = {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
         self._ids = itertools.count()
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(base), **engine_kwargs))
 
@@ -64,11 +64,10 @@ class EngineRows:
         try:
             if model is not None and model not in self._adapters:
                 raise ValueError(f"no adapter is named {model!r}")
-            params = self._params(max_tokens)
-            request_id = str(next(self._ids))
             lora = self._adapters[model] if model is not None else None
-            stream = self._engine.generate(TokensPrompt(prompt_token_ids=prompt), params, request_id, lora_request=lora)
-            async for output in stream:
+            tokens = TokensPrompt(prompt_token_ids=prompt)
+            params, request_id = self._params(max_tokens), str(next(self._ids))
+            async for output in self._engine.generate(tokens, params, request_id, lora_request=lora):
                 if output.finished:
                     (final,) = output.outputs
                     answer |= {

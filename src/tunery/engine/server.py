@@ -23,7 +23,7 @@ def _local_model() -> type:
     from ray.llm._internal.common.callbacks.base import CallbackBase
 
     class LocalModel(CallbackBase):
-        """Says that there is nothing to download, which spares a task that imports all of ray.llm to find out."""
+        """Says that there is nothing to download: finding out takes a task that imports all of ray.llm."""
 
         async def on_before_node_init(self) -> None:
             self.ctx.run_init_node = False
@@ -43,14 +43,14 @@ class EngineReplica:
 
         self._server = LLMServer.sync_init(LLMConfig(**config))
         await self._server.start()
-        self._models = self._server.engine._oai_models
+        self._models: Any = self._server.engine._oai_models  # type: ignore[union-attr]
         self._loading = asyncio.Lock()
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Bring the loaded adapters in line with `config["adapters"]` (name to folder).
 
-        Serve calls it on every replica, new or running. Raises EngineError for an adapter that does not load, which
-        makes Serve stop the rollout.
+        Serve calls it on every replica, new or running. Raises EngineError for an adapter that does not load,
+        which makes Serve stop the rollout.
         """
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 
@@ -65,7 +65,8 @@ class EngineReplica:
                             hint="give other weights another name: cached prefixes are looked up by name",
                         )
                     continue
-                answer = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=path))
+                request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
+                answer = await self._models.load_lora_adapter(request)
                 if not isinstance(answer, str):
                     raise EngineError(f"adapter {name!r} does not load: {answer.error.message}", where=path)
             for name in loaded.keys() - wanted.keys():

@@ -1,8 +1,8 @@
 """The client and the core that meet inside one process; see `tunery.engine.inprocess` for why.
 
-    event loop                                   core thread
-    AsyncLLM -> ThreadCoreClient -> input_queue -> ThreadCore (EngineCoreProc's own busy loop)
-    AsyncLLM <- outputs_queue <- call_soon_threadsafe <- Outbox
+event loop                                   core thread
+AsyncLLM -> ThreadCoreClient -> input_queue -> ThreadCore (EngineCoreProc's own busy loop)
+AsyncLLM <- outputs_queue <- call_soon_threadsafe <- Outbox
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ThreadCoreClient(AsyncMPClient):
     """
 
     def __init__(self, vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool) -> None:
-        # AsyncMPClient's own constructor opens sockets and spawns processes, so its state is set here instead.
+        # AsyncMPClient's own constructor opens sockets and spawns processes: its state is set here instead.
         self.vllm_config = vllm_config
         self.client_count, self.client_index = 1, 0
         self.engine_ranks_managed = [0]
@@ -102,10 +102,8 @@ class ThreadCoreClient(AsyncMPClient):
                 this._deliver(outputs)
 
         started: Future[ThreadCore] = Future()
-        self._thread = threading.Thread(
-            target=_run_core, args=(started, vllm_config, executor_class, log_stats, deliver),
-            name="EngineCore", daemon=True,
-        )  # fmt: skip
+        args = (started, deliver, vllm_config, executor_class, log_stats)
+        self._thread = threading.Thread(target=_run_core, args=args, name="EngineCore", daemon=True)
         self._thread.start()
         self._core = started.result()
         self._finalizer = weakref.finalize(self, _stop_core, self._core, self._thread)
@@ -125,11 +123,13 @@ class ThreadCoreClient(AsyncMPClient):
             self.ensure_alive()
         return await super().get_output_async()
 
-    def _send_input(self, request_type: EngineCoreRequestType, request: Any, engine: bytes | None = None) -> Awaitable[Any]:
+    def _send_input(
+        self, request_type: EngineCoreRequestType, request: Any, engine: bytes | None = None
+    ) -> Awaitable[Any]:
         self.ensure_alive()
         self._ensure_output_queue_task()
         if request_type == EngineCoreRequestType.ABORT:
-            # As in vLLM's input thread: the second queue is looked at between steps, the first keeps the order.
+            # As in vLLM's input thread: this queue is looked at within a step, the other one keeps the order.
             self._core.aborts_queue.put_nowait(request)
         self._core.input_queue.put_nowait((request_type, request))
         return _done()
@@ -173,9 +173,11 @@ async def _done() -> None:
     return None
 
 
-def _run_core(started: Future[ThreadCore], config: VllmConfig, executor: type[Executor], log_stats: bool, deliver: Any) -> None:
+def _run_core(
+    started: Future[ThreadCore], deliver: Callable[[EngineCoreOutputs | None], None], *args: Any
+) -> None:
     try:
-        core = ThreadCore(config, executor, log_stats, deliver)
+        core = ThreadCore(*args, deliver)
     except BaseException as error:
         started.set_exception(error)
         return

@@ -1,8 +1,8 @@
-"""vLLM behind Ray Data (`generate`, `generate_dataset`) and Ray Serve (`llm_config`; the replica is in `server`).
+"""vLLM behind Ray Data (`generate`, `generate_dataset`) and Ray Serve (`llm_config`; its replica is in `server`).
 
-The user's words for the engine are vLLM's own engine arguments. What is decided here: defaults that suit the device,
-LoRA sizes that fit the adapters, and the translation of vendors' failures into ours. Nothing here imports torch, ray
-or vllm before work begins.
+The user's words for the engine are vLLM's own engine arguments. What is decided here: defaults that suit the
+device, LoRA sizes that fit the adapters, and the translation of vendors' failures into ours. Nothing here imports
+torch, ray or vllm before work begins.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import ray.data
 
 # Arguments that Ray or this module sets itself; a user's value would be overruled or would break the run.
-RESERVED = frozenset({"model", "served_model_name", "tokenizer", "distributed_executor_backend", "lora_modules"})
+RESERVED = frozenset({"model", "served_model_name", "tokenizer", "distributed_executor_backend"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Adapter:
     rank: int
 
 
-# -- engine arguments ---------------------------------------------------------------------------------------------
+# -- engine arguments --------------------------------------------------------------------------------------
 
 
 @cache
@@ -54,7 +54,7 @@ def on_cpu() -> bool:
 
 @cache
 def _source(module: str) -> ast.Module:
-    """The syntax tree of one of vLLM's modules: reading it takes milliseconds, importing vLLM many seconds."""
+    """The syntax tree of one of vLLM's modules: to read it takes milliseconds, to import vLLM many seconds."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         raise EngineError("vLLM is not installed", hint="install tunery[cpu] or tunery[gpu]")
@@ -79,17 +79,17 @@ def lora_ranks() -> tuple[int, ...]:
     """The values that vLLM takes for max_lora_rank, ascending."""
     for node in _source("config/lora.py").body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MaxLoRARanks":
-            return tuple(sorted(int(c.value) for c in ast.walk(node.value) if isinstance(c, ast.Constant)))  # type: ignore[arg-type]
-    raise EngineError("this vLLM does not say which LoRA ranks it takes", hint="install the pinned vLLM version")
+            return tuple(sorted(c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)))  # type: ignore[arg-type]
+    raise EngineError("this vLLM does not say which LoRA ranks it takes", hint="install the pinned version")
 
 
 def engine_kwargs(
     base: Path, adapters: Sequence[Adapter], overrides: Mapping[str, Any], *, max_model_len: int | None = None
 ) -> dict[str, Any]:
-    """The engine arguments to start with: defaults for the device, LoRA sizes for the adapters, then `overrides`.
+    """The engine arguments to start with: defaults for the device, LoRA sizes for the adapters, `overrides`.
 
-    Raises ConfigError for an argument vLLM does not have or that is not the user's to set, and ModelError when an
-    adapter's rank exceeds what vLLM, or the user's own max_lora_rank, allows.
+    Raises ConfigError for an argument vLLM does not have or that is not the user's to set, and ModelError when
+    an adapter's rank exceeds what vLLM, or the user's own max_lora_rank, allows.
     """
     for name in overrides:
         if name in RESERVED:
@@ -106,7 +106,7 @@ def engine_kwargs(
         kwargs |= {"dtype": "bfloat16", "enforce_eager": True, "max_num_seqs": 64}
     kwargs |= _lora_kwargs(adapters, overrides)
     kwargs |= overrides
-    if on_cpu() and not {"kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override"} & kwargs.keys():
+    if on_cpu() and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & kwargs.keys():
         kwargs["kv_cache_memory_bytes"] = _kv_cache_bytes(base, kwargs)
     return kwargs
 
@@ -137,7 +137,7 @@ def _lora_kwargs(adapters: Sequence[Adapter], overrides: Mapping[str, Any]) -> d
 
 
 def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
-    """Room for every running sequence at a usual length, at least one at full length, at most a quarter of memory.
+    """Room for every running sequence at a usual length and one at full length, at most a quarter of memory.
 
     A function of the machine's total memory, not of what is free now: the same spec has to resolve to the same
     arguments, or Serve would restart replicas that have not changed.
@@ -156,7 +156,7 @@ def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
 
 
 def engine_env(*, engines: int = 1) -> dict[str, str]:
-    """Environment variables for the process that hosts an engine; `engines` is how many share this machine."""
+    """Environment of the process that hosts an engine; `engines` is how many of them share a machine."""
     env = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -182,7 +182,7 @@ def _bundle() -> dict[str, float]:
     return {"CPU": 1} if on_cpu() else {"CPU": 1, "GPU": 1}
 
 
-# -- Ray Serve ----------------------------------------------------------------------------------------------------
+# -- Ray Serve ---------------------------------------------------------------------------------------------
 
 
 def llm_config(
@@ -205,10 +205,11 @@ def llm_config(
 
 
 def _devices(spec: EngineSpec) -> int:
-    return spec.engine_kwargs.get("tensor_parallel_size", 1) * spec.engine_kwargs.get("pipeline_parallel_size", 1)
+    kwargs = spec.engine_kwargs
+    return kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
 
 
-# -- Ray Data -----------------------------------------------------------------------------------------------------
+# -- Ray Data ----------------------------------------------------------------------------------------------
 
 
 def generate_dataset(
@@ -223,9 +224,9 @@ def generate_dataset(
 ) -> ray.data.Dataset:
     """Answer every row of a dataset, lazily.
 
-    Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or null) and
-    `max_tokens`; keeps every column but `prompt_token_ids`; adds the struct column `completion` (text, finish_reason,
-    prompt_tokens, completion_tokens, error). `sampling` is vLLM's SamplingParams by their own names.
+    Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or null)
+    and `max_tokens`; keeps every column but `prompt_token_ids`; adds the struct column `completion` (text,
+    finish_reason, prompt_tokens, completion_tokens, error). `sampling` is vLLM's SamplingParams by their names.
     """
     import ray.data
 
@@ -270,10 +271,11 @@ def generate(
 ) -> Iterator[Completion]:
     """Answer requests through Ray Data and yield each answer once it is there, in no particular order.
 
-    A request is {"id": str, "prompt_token_ids": list[int], "model": adapter name or None, "max_tokens": int}. A row
-    that fails is a Completion with `error`; raises EngineError when the engine does not start or dies.
+    A request is {"id": str, "prompt_token_ids": list[int], "model": adapter name or None, "max_tokens": int}.
+    A row that fails is a Completion with `error`; raises EngineError when the engine does not start or dies.
     """
     import ray.data
+    from ray.exceptions import RayError
 
     rows = [dict(request) for request in requests]
     if not rows:
@@ -281,12 +283,17 @@ def generate(
     blocks = -(-len(rows) // _batch_size(spec))
     answered = generate_dataset(
         ray.data.from_items(rows, override_num_blocks=blocks),
-        base=base, adapters=adapters, spec=spec, sampling=sampling, max_model_len=max_model_len, log_dir=log_dir,
-    )  # fmt: skip
+        base=base,
+        adapters=adapters,
+        spec=spec,
+        sampling=sampling,
+        max_model_len=max_model_len,
+        log_dir=log_dir,
+    )
     try:
         for row in answered.iter_rows():
             yield Completion(example_id=row["id"], **row["completion"])
-    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
+    except RayError as error:
         raise _engine_error(error, log_dir) from error
 
 

@@ -1,0 +1,85 @@
+"""Shared by all tests: one Ray, one tiny base model, one tiny adapter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any test imports torch: two suites on one small machine must not spin against each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def viggo() -> Path:
+    """The folder with ViGGO's train.jsonl and val.jsonl."""
+    folder = SHARED / "data" / "viggo"
+    if not folder.is_dir():
+        pytest.skip("ViGGO is not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory):
+    """A local Ray for the whole suite."""
+    from tunery.engine.cluster import connect
+
+    with connect(num_cpus=4, log_dir=tmp_path_factory.mktemp("ray")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A random Qwen2 of 0.3 M parameters with a byte-level ChatML tokenizer, as a Hugging Face folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {t: i for i, t in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocabulary, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=specials[0], eos_token=specials[2], model_max_length=2048
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 0) -> Path:
+    """A random LoRA adapter for `base` that changes its answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
+    """A random adapter of rank 8 on `tiny_base`."""
+    return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
