@@ -10,10 +10,10 @@ from tunery.data.template import Row
 from tunery.training.loop import build_model, supervised_loss
 from tunery.training.packing import build_pack, common_prefix, make_packs
 
-SMALL = dict(
-    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
-)  # fmt: skip
+SMALL = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+}  # fmt: skip
 CONFIGS = {"qwen2": Q2, "qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
@@ -24,7 +24,7 @@ def rows(n=6, prefix=20, seed=0) -> list[Row]:
         return torch.randint(3, 300, (k,), generator=g).tolist()
 
     shared = ids(prefix)
-    return [Row(str(i), shared + [i + 3] + ids(3 + 4 * i), ids(2 + 3 * i)) for i in range(n)]
+    return [Row(str(i), [*shared, i + 3, *ids(3 + 4 * i)], ids(2 + 3 * i)) for i in range(n)]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -32,7 +32,9 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[request.param](**SMALL)).save_pretrained(folder)
-    spec = resolve_train(TrainSpec(model_name_or_path=str(folder), lora_rank=4, bf16=False, gradient_checkpointing=False))
+    spec = resolve_train(
+        TrainSpec(model_name_or_path=str(folder), lora_rank=4, bf16=False, gradient_checkpointing=False)
+    )
     model = build_model(spec, folder, "cpu")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # B starts at zero, which would hide faults in A's gradient
@@ -42,7 +44,7 @@ def model(request, tmp_path_factory):
 
 def loss_and_gradient(model, packs):
     model.zero_grad()
-    total = sum(supervised_loss(model, pack) for pack in packs)
+    total = torch.stack([supervised_loss(model, pack) for pack in packs]).sum()
     total.backward()
     return total.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 

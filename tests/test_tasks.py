@@ -25,7 +25,9 @@ def test_several_calls_and_bare_attributes():
     assert calls[0].attributes == (("Area", ()), ("Price", ("?",)))
 
 
-@pytest.mark.parametrize("text", ["", "inform", "inform(", "inform(a[b)", "inform(a[b]", "inform(a[b]) and more", "(a[b])"])
+@pytest.mark.parametrize(
+    "text", ["", "inform", "inform(", "inform(a[b)", "inform(a[b]", "inform(a[b]) and more", "(a[b])"]
+)
 def test_what_is_not_of_the_form_does_not_parse(text):
     assert FUNCTION.parse(text) is None
 
@@ -37,9 +39,15 @@ def test_canonical_form_ignores_attribute_order_list_order_and_spacing():
 
 
 names = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True)
-values = st.text(st.characters(codec="utf-8", exclude_characters="[](),", exclude_categories=("Z", "C")), min_size=1)
+values = st.text(
+    st.characters(codec="utf-8", exclude_characters="[](),", exclude_categories=("Z", "C")), min_size=1
+)
 calls_strategy = st.lists(
-    st.builds(Call, names, st.lists(st.tuples(names, st.lists(values, max_size=3).map(tuple)), max_size=4).map(tuple)),
+    st.builds(
+        Call,
+        names,
+        st.lists(st.tuples(names, st.lists(values, max_size=3).map(tuple)), max_size=4).map(tuple),
+    ),
     min_size=1,
     max_size=3,
 )

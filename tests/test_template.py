@@ -39,7 +39,11 @@ def test_qwen_is_llama_factorys_text(tokenizer):
 
 def test_chatml_equals_the_bases_own_chat_template(tokenizer):
     system = Message("system", "Be brief.")
-    for e in (example(), example("b", "f()", system), example("c", "f()", system, Message("user", "a"), Message("assistant", "z"))):
+    for e in (
+        example(),
+        example("b", "f()", system),
+        example("c", "f()", system, Message("user", "a"), Message("assistant", "z")),
+    ):
         assert Template("chatml", tokenizer).rows([e]) == Template("auto", tokenizer).rows([e])
 
 

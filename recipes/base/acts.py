@@ -205,4 +205,12 @@ ACTS: dict[str, Act] = {
 }
 
 EMPTY = ("greet", "thank", "bye")
-TAIL = ["Thanks", "please", "thank you", "I hope that helps", "What do you say", "just so you know", "if you ask me"]
+TAIL = [
+    "Thanks",
+    "please",
+    "thank you",
+    "I hope that helps",
+    "What do you say",
+    "just so you know",
+    "if you ask me",
+]

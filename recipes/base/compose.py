@@ -43,7 +43,11 @@ class Fact:
         attr = self.attr
         if attr.kind == "bool":
             if role == "adj":
-                return [a for a in attr.roles.get("a", []) if " " not in a] if self.level and attr.shape == "be" else []
+                return (
+                    [a for a in attr.roles.get("a", []) if " " not in a]
+                    if self.level and attr.shape == "be"
+                    else []
+                )
             return attr.roles.get(role + ("+" if self.level else "-"), [])
         if attr.scale is not None and role in ("adj", "vp", "op"):
             found = getattr(attr.scale, role)[self.level]
@@ -86,8 +90,22 @@ def say(rng: random.Random, fact: Fact, role: str) -> str:
             return "has " + (article(f"{word} {noun}") if word else f"{article(noun)} of {fact.surface}")
         return "with " + (article(f"{word} {noun}") if word else f"{article(noun)} of {fact.surface}")
     if role == "vp":
-        return pick(rng, [f"has {article(noun)} of {fact.surface}", f"has {fact.surface} as its {noun}", f"has the {noun} {fact.surface}"])
-    return pick(rng, [f"with {article(noun)} of {fact.surface}", f"with {noun} {fact.surface}", f"with {fact.surface} as {noun}"])
+        return pick(
+            rng,
+            [
+                f"has {article(noun)} of {fact.surface}",
+                f"has {fact.surface} as its {noun}",
+                f"has the {noun} {fact.surface}",
+            ],
+        )
+    return pick(
+        rng,
+        [
+            f"with {article(noun)} of {fact.surface}",
+            f"with {noun} {fact.surface}",
+            f"with {fact.surface} as {noun}",
+        ],
+    )
 
 
 def copula(rng: random.Random, fact: Fact, subject: str) -> str:
@@ -95,8 +113,23 @@ def copula(rng: random.Random, fact: Fact, subject: str) -> str:
     noun = pick(rng, fact.attr.roles["n"])
     value = fact.surface
     if subject.lower() in ("it", "this one", "that one"):
-        return pick(rng, [f"its {noun} is {value}", f"the {noun} is {value}", f"{value} is its {noun}", f"the {noun} being {value}"][:3])
-    return pick(rng, [f"the {noun} of {subject} is {value}", f"{subject}'s {noun} is {value}", f"{value} is the {noun} of {subject}"])
+        return pick(
+            rng,
+            [
+                f"its {noun} is {value}",
+                f"the {noun} is {value}",
+                f"{value} is its {noun}",
+                f"the {noun} being {value}",
+            ][:3],
+        )
+    return pick(
+        rng,
+        [
+            f"the {noun} of {subject} is {value}",
+            f"{subject}'s {noun} is {value}",
+            f"{value} is the {noun} of {subject}",
+        ],
+    )
 
 
 def merge_bools(rng: random.Random, facts: list[Fact]) -> list[Fact]:
@@ -122,7 +155,9 @@ def merge_bools(rng: random.Random, facts: list[Fact]) -> list[Fact]:
     return facts
 
 
-def noun_phrase(rng: random.Random, nouns: list[str], facts: list[Fact], plural: bool = False, bare: bool = False) -> str:
+def noun_phrase(
+    rng: random.Random, nouns: list[str], facts: list[Fact], plural: bool = False, bare: bool = False
+) -> str:
     """`a cheap Italian restaurant in Rome with free wifi`: adjectives, noun, modifiers in random order."""
     noun = pick(rng, nouns)
     before: list[str] = []
@@ -136,7 +171,13 @@ def noun_phrase(rng: random.Random, nouns: list[str], facts: list[Fact], plural:
         else:
             after.append(say(rng, fact, "mod"))
     if plural:
-        noun = noun if noun.endswith("s") else noun[:-1] + "ies" if noun.endswith(("ry", "ty", "ny", "dy")) else noun + "s"
+        noun = (
+            noun
+            if noun.endswith("s")
+            else noun[:-1] + "ies"
+            if noun.endswith(("ry", "ty", "ny", "dy"))
+            else noun + "s"
+        )
     text = (", " if len(before) > 1 and rng.random() < 0.4 else " ").join([*before, noun])
     if not plural and not bare:
         text = article(text)
@@ -154,7 +195,11 @@ def predicates(rng: random.Random, facts: list[Fact]) -> str:
         return parts[0]
     if rng.random() < 0.12:
         return ", ".join(parts)
-    return ", ".join(parts[:-1]) + pick(rng, [" and ", ", and ", " and ", " and it ", ", and it ", " but "]) + parts[-1]
+    return (
+        ", ".join(parts[:-1])
+        + pick(rng, [" and ", ", and ", " and ", " and it ", ", and it ", " but "])
+        + parts[-1]
+    )
 
 
 def question(rng: random.Random, subject: str, fact: Fact) -> str:
@@ -162,7 +207,7 @@ def question(rng: random.Random, subject: str, fact: Fact) -> str:
     text = say(rng, fact, "vp")
     for aux in AUX:
         if text.startswith(aux):
-            return f"{aux}{subject} {text[len(aux):]}"
+            return f"{aux}{subject} {text[len(aux) :]}"
     verb, _, rest = text.partition(" ")
     if verb in DO_FORMS:
         return f"does {subject} {DO_FORMS[verb]} {rest}"
@@ -176,27 +221,47 @@ def sentence(rng: random.Random, subject: str, nouns: list[str], facts: list[Fac
     first, rest = facts[0], facts[1:]
     if x < 0.13 and first.has("act"):
         text = pick(rng, first.templates("act")).replace("{}", first.surface) + " " + subject
-        return text + (pick(rng, [", which ", ", and it ", ", and it ", "; it "]) + predicates(rng, rest) if rest else "")
+        return text + (
+            pick(rng, [", which ", ", and it ", ", and it ", "; it "]) + predicates(rng, rest) if rest else ""
+        )
     if x < 0.22 and rest and not first.units:
         return f"{say(rng, first, 'mod')}, {subject} {predicates(rng, rest)}"
     if x < 0.42:
-        return f"{subject} {pick(rng, ['is', 'is', 'is', 'was', 'would be'])} {noun_phrase(rng, nouns, facts)}"
+        return (
+            f"{subject} {pick(rng, ['is', 'is', 'is', 'was', 'would be'])} {noun_phrase(rng, nouns, facts)}"
+        )
     if x < 0.5 and rest:
         return f"{subject}, {noun_phrase(rng, nouns, [first])}, {predicates(rng, rest)}"
     if x < 0.56:
         return f"{subject} is {article(pick(rng, nouns))} {pick(rng, ['that', 'which'])} {predicates(rng, facts)}"
     if x < 0.66 and first.attr.kind not in ("bool", "scale") and not first.units:
-        return copula(rng, first, subject) + (pick(rng, [", and it ", " and it ", "; it "]) + predicates(rng, rest) if rest else "")
+        return copula(rng, first, subject) + (
+            pick(rng, [", and it ", " and it ", "; it "]) + predicates(rng, rest) if rest else ""
+        )
     if x < 0.7 and subject.lower() not in ("it", "this one", "that one"):
-        form = pick(rng, ["there is {n} called {s}", "{n} is {s}", "{s}: {n}", "one {b} is {s}", "meet {s}, {n}", "{s} - {n}"])
-        return form.replace("{s}", subject).replace("{n}", noun_phrase(rng, nouns, facts)).replace(
-            "{b}", noun_phrase(rng, nouns, facts, bare=True) if "{b}" in form else ""
+        form = pick(
+            rng,
+            [
+                "there is {n} called {s}",
+                "{n} is {s}",
+                "{s}: {n}",
+                "one {b} is {s}",
+                "meet {s}, {n}",
+                "{s} - {n}",
+            ],
+        )
+        return (
+            form.replace("{s}", subject)
+            .replace("{n}", noun_phrase(rng, nouns, facts))
+            .replace("{b}", noun_phrase(rng, nouns, facts, bare=True) if "{b}" in form else "")
         )
     if x < 0.74 and rest:
         return f"being {noun_phrase(rng, nouns, [first])}, {subject} {predicates(rng, rest)}"
     if x < 0.78 and first.has("adj"):
         return f"the {say(rng, first, 'adj')} {pick(rng, nouns)} {subject} " + (
-            predicates(rng, rest) if rest else pick(rng, ["is one to know", "is waiting for you", "is what you want", "is here"])
+            predicates(rng, rest)
+            if rest
+            else pick(rng, ["is one to know", "is waiting for you", "is what you want", "is here"])
         )
     return f"{subject} {predicates(rng, facts)}"
 
@@ -215,7 +280,22 @@ def clauses(rng: random.Random, subject: str, nouns: list[str], facts: list[Fact
         who = pick(rng, ["it", "it", "it", "the " + pick(rng, nouns), "this " + pick(rng, nouns)])
     text = parts[0]
     for part in parts[1:]:
-        joiner = pick(rng, [". ", ". ", ". ", ", and ", "; ", ". Also, ", ". In addition, ", ", but ", ". Besides, ", "! ", ", while "])
+        joiner = pick(
+            rng,
+            [
+                ". ",
+                ". ",
+                ". ",
+                ", and ",
+                "; ",
+                ". Also, ",
+                ". In addition, ",
+                ", but ",
+                ". Besides, ",
+                "! ",
+                ", while ",
+            ],
+        )
         text += joiner + (cap(part) if joiner in (". ", "! ") else part)
     return text
 
@@ -226,4 +306,9 @@ _DOUBLE_STOP = re.compile(r"(?<!\.)\.\.(?!\.)")
 
 def tidy(text: str) -> str:
     """Upper-case start, no doubled full stops."""
-    return _NO_ARTICLE.sub(r"\1 ", _DOUBLE_STOP.sub(".", cap(text))).replace("?.", "?").replace("!.", "!").replace(" ,", ",")
+    return (
+        _NO_ARTICLE.sub(r"\1 ", _DOUBLE_STOP.sub(".", cap(text)))
+        .replace("?.", "?")
+        .replace("!.", "!")
+        .replace(" ,", ",")
+    )

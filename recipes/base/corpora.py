@@ -125,7 +125,9 @@ def make_group(rng: random.Random, folder: Path) -> Group:
     slots = [Slot(a, Attr([a], "copy"), corpus.attributes[a], {}) for a in attributes]
     acts_named = [(Act(f, [f], f.replace("_", " "), [], []), f) for f in functions]
     thing = Domain(corpus.name, [corpus.name], Attr([], "copy"), [])
-    schema = Schema(thing, thing.nouns, slots, acts_named, "", False, "sentence", False, [], rng.random() < 0.5)
+    schema = Schema(
+        thing, thing.nouns, slots, acts_named, "", False, "sentence", False, [], rng.random() < 0.5
+    )
     done: list[tuple[str, str]] = []
     for text, acts in picked:
         if rng.random() < 0.7:

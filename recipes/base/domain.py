@@ -15,29 +15,43 @@ HELD_OUT = ("museum", "wine", "plan")  # never in the training stream
 # Constructions of yes/no attributes by shape: role -> alternatives; "+" affirms, "-" denies; {n} is the thing.
 BOOL_SHAPES: dict[str, dict[str, list[str]]] = {
     "have": {
-        "vp+": "has {n}|offers {n}|comes with {n}|features {n}|includes {n}|provides {n}|does have {n}|also has {n}".split("|"),
+        "vp+": "has {n}|offers {n}|comes with {n}|features {n}|includes {n}|provides {n}|does have {n}|also has {n}".split(
+            "|"
+        ),
         "vp-": (
             "has no {n}|doesn't have {n}|does not offer {n}|lacks {n}|comes without {n}|doesn't come with {n}"
             "|does not have {n}|doesn't include {n}|has no {n} whatsoever|offers no {n}"
         ).split("|"),
         "mod+": "with {n}|offering {n}|that has {n}|including {n}|that comes with {n}".split("|"),
-        "mod-": "without {n}|with no {n}|lacking {n}|that has no {n}|that doesn't have {n}|minus the {n}".split("|"),
+        "mod-": "without {n}|with no {n}|lacking {n}|that has no {n}|that doesn't have {n}|minus the {n}".split(
+            "|"
+        ),
     },
     "be": {
         "vp+": "is {n}|is indeed {n}|is also {n}|is actually {n}|is considered {n}".split("|"),
-        "vp-": "isn't {n}|is not {n}|is not really {n}|is anything but {n}|is in no way {n}|is not considered {n}".split("|"),
+        "vp-": "isn't {n}|is not {n}|is not really {n}|is anything but {n}|is in no way {n}|is not considered {n}".split(
+            "|"
+        ),
         "mod+": "that is {n}|which is {n}|that's {n}".split("|"),
         "mod-": "that isn't {n}|that is not {n}|which is not {n}".split("|"),
     },
     "on": {
-        "vp+": "is available on {n}|can be had on {n}|is out on {n}|comes on {n}|is also on {n}|can be found on {n}".split("|"),
-        "vp-": "is not available on {n}|isn't on {n}|can't be had on {n}|is not out on {n}|never made it to {n}".split("|"),
+        "vp+": "is available on {n}|can be had on {n}|is out on {n}|comes on {n}|is also on {n}|can be found on {n}".split(
+            "|"
+        ),
+        "vp-": "is not available on {n}|isn't on {n}|can't be had on {n}|is not out on {n}|never made it to {n}".split(
+            "|"
+        ),
         "mod+": "available on {n}|on {n}|that is on {n}|that's out on {n}".split("|"),
         "mod-": "not available on {n}|that isn't on {n}|that is not on {n}".split("|"),
     },
     "allow": {
-        "vp+": "allows {n}|welcomes {n}|accepts {n}|permits {n}|is happy to take {n}|lets you have {n}".split("|"),
-        "vp-": "doesn't allow {n}|does not accept {n}|bans {n}|doesn't permit {n}|allows no {n}|won't accept {n}".split("|"),
+        "vp+": "allows {n}|welcomes {n}|accepts {n}|permits {n}|is happy to take {n}|lets you have {n}".split(
+            "|"
+        ),
+        "vp-": "doesn't allow {n}|does not accept {n}|bans {n}|doesn't permit {n}|allows no {n}|won't accept {n}".split(
+            "|"
+        ),
         "mod+": "that allows {n}|that accepts {n}|allowing {n}|where you can have {n}".split("|"),
         "mod-": "that doesn't allow {n}|not accepting {n}|that bans {n}|where you can't have {n}".split("|"),
     },

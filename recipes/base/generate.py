@@ -1,7 +1,7 @@
 """Synthetic extraction tasks: groups of (sentence, answer) rows that share an invented schema.
 
-    python generate.py --seed 1 --groups 3      # print a few
-    python generate.py --seed 1 --time          # rows per second
+python generate.py --seed 1 --groups 3      # print a few
+python generate.py --seed 1 --time          # rows per second
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def schema_rows(rng: random.Random, schema: Schema, style: Style, n: int) -> lis
     return list(found.items())
 
 
-def make_group(rng: random.Random, held_out: bool = False, held: tuple[str, ...] = HELD_OUT, n: int = 0) -> Group:
+def make_group(
+    rng: random.Random, held_out: bool = False, held: tuple[str, ...] = HELD_OUT, n: int = 0
+) -> Group:
     """One group of `n` (default 4 to 12) rows."""
     while True:
         schema, style = make_schema(rng, held_out, held), make_style(rng)

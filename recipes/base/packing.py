@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import corpora
 import generate
+import numpy as np
 from domain import HELD_OUT
 from tokenizer import Encoder
 
@@ -125,7 +124,9 @@ def pack(enc: Encoder, source: Iterator[generate.Group], sequences: int, length:
     return out
 
 
-def _work(queue: mp.Queue[tuple[int, Packed]], worker: int, first: int, step: int, options: dict[str, object]) -> None:
+def _work(
+    queue: mp.Queue[tuple[int, Packed]], worker: int, first: int, step: int, options: dict[str, object]
+) -> None:
     """Produces chunks first + worker, first + worker + step, ...; each is a function of its own seed."""
     os.nice(5)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -133,7 +134,11 @@ def _work(queue: mp.Queue[tuple[int, Packed]], worker: int, first: int, step: in
     folder = options["corpora"]
     chunk = first + worker
     while True:
-        source = groups(int(str(options["seed"])) * 1_000_003 + chunk, folder if isinstance(folder, Path) else None, float(str(options["share"])))
+        source = groups(
+            int(str(options["seed"])) * 1_000_003 + chunk,
+            folder if isinstance(folder, Path) else None,
+            float(str(options["share"])),
+        )
         queue.put((chunk, pack(enc, source, int(str(options["sequences"])), int(str(options["length"])))))
         chunk += step
 
@@ -145,7 +150,8 @@ class Pool:
         context = mp.get_context("fork")
         self.queue: mp.Queue[tuple[int, Packed]] = context.Queue(maxsize=4 * workers)
         self.processes = [
-            context.Process(target=_work, args=(self.queue, i, first, workers, options), daemon=True) for i in range(workers)
+            context.Process(target=_work, args=(self.queue, i, first, workers, options), daemon=True)
+            for i in range(workers)
         ]
         for process in self.processes:
             process.start()

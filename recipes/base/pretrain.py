@@ -19,16 +19,15 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import generate
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import generate
 from domain import HELD_OUT
 from model import SIZES, Base, block_mask, dense_mask, export, to_hf
 from packing import ANSWER, INPUT, INSTRUCTION, Packed, Pool, encode_group
 from tokenizer import Encoder
+from torch import Tensor
 
 CHUNK = 32  # sequences that a worker packs at a time
 
@@ -60,7 +59,9 @@ class Muon:
     def step(self, lr: float) -> None:
         """One update at learning rate `lr` (scaled so that it matches AdamW's)."""
         for params, buffer in zip(self.groups, self.buffers, strict=True):
-            grad = torch.stack([p.grad if p.grad is not None else torch.zeros_like(p) for p in params]).float()
+            grad = torch.stack(
+                [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
+            ).float()
             buffer.mul_(self.momentum).add_(grad)
             update = self.orthogonal(grad + self.momentum * buffer).float()
             scale = 0.2 * max(update.shape[1:]) ** 0.5
@@ -136,14 +137,21 @@ class Feeder:
     def get(self) -> tuple[dict[str, Tensor], int]:
         """Integer tensors [batch, length] on the device, and the highest chunk number in them."""
         batch, last = self.queue.get()
-        return {k: t.to(self.device, non_blocking=True).to(torch.int64 if k in ("ids", "position") else torch.int32) for k, t in batch.items()}, last
+        return {
+            k: t.to(self.device, non_blocking=True).to(
+                torch.int64 if k in ("ids", "position") else torch.int32
+            )
+            for k, t in batch.items()
+        }, last
 
 
 def losses(model: Any, batch: dict[str, Tensor], mask: Any, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted loss, the answer tokens' mean loss and the number of answer tokens."""
     ids, target = batch["ids"], batch["target"]
     logits = model(ids, batch["position"], mask)[:, :-1]
-    follows = (batch["group"][:, 1:] == batch["group"][:, :-1]) & (batch["segment"][:, 1:] == batch["segment"][:, :-1])
+    follows = (batch["group"][:, 1:] == batch["group"][:, :-1]) & (
+        batch["segment"][:, 1:] == batch["segment"][:, :-1]
+    )
     kind = torch.where(follows, target[:, 1:], 0)
     each = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     w = weights[kind.flatten().long()]
@@ -153,13 +161,18 @@ def losses(model: Any, batch: dict[str, Tensor], mask: Any, weights: Tensor) -> 
     return (each * w).sum() / (count + 1), (each.detach() * answers).sum() / (count + 1), count
 
 
-def exact_match(model: Base, enc: Encoder, device: str, groups: list[generate.Group], batch: int = 1024) -> tuple[float, list[tuple[str, str, str]]]:
+def exact_match(
+    model: Base, enc: Encoder, device: str, groups: list[generate.Group], batch: int = 1024
+) -> tuple[float, list[tuple[str, str, str]]]:
     """Greedy exact match over all rows of the groups, and the misses as (sentence, wanted, got)."""
     hf = to_hf(model, enc.pad, enc.end).to(device).eval()
     rows: list[tuple[list[int], list[int], str]] = []
     for group in groups:
         prefix, encoded = encode_group(enc, group)
-        rows += [(prefix + ids[:start], ids[start:-1], text) for (ids, start), (text, _) in zip(encoded, group.rows, strict=True)]
+        rows += [
+            (prefix + ids[:start], ids[start:-1], text)
+            for (ids, start), (text, _) in zip(encoded, group.rows, strict=True)
+        ]
     rows = sorted((r for r in rows if len(r[0]) < 900), key=lambda r: len(r[0]))
     hits, misses = 0, []
     for i in range(0, len(rows), batch):
@@ -198,13 +211,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, default="7m")
     parser.add_argument("--init", type=Path, help="transformers folder to start from")
-    parser.add_argument("--seconds", type=float, default=0, help="length of the run, start and evaluation included")
-    parser.add_argument("--eval-seconds", type=float, default=45, help="part of --seconds kept for export and evaluation")
+    parser.add_argument(
+        "--seconds", type=float, default=0, help="length of the run, start and evaluation included"
+    )
+    parser.add_argument(
+        "--eval-seconds", type=float, default=45, help="part of --seconds kept for export and evaluation"
+    )
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256, help="sequences a step")
     parser.add_argument("--length", type=int, default=1024)
@@ -236,13 +255,19 @@ def main() -> None:
     args = arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
-    resume = torch.load(args.checkpoint, map_location="cpu", weights_only=True) if args.checkpoint and args.checkpoint.exists() else None
+    resume = (
+        torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+        if args.checkpoint and args.checkpoint.exists()
+        else None
+    )
     first = resume["chunk"] + 1 if resume else 0
     options = {
         "tokenizer": args.tokenizer, "corpora": args.corpora, "share": args.corpora_share, "seed": args.seed,
         "sequences": min(CHUNK, args.batch), "length": args.length,
     }  # fmt: skip
-    pool = Pool(args.workers or max(1, (os.cpu_count() or 2) - 2), first, options)  # forks: before any CUDA call
+    pool = Pool(
+        args.workers or max(1, (os.cpu_count() or 2) - 2), first, options
+    )  # forks: before any CUDA call
     feeder = Feeder(pool, args.batch, device)
     log_file = (args.out / "log.jsonl").open("a", encoding="utf-8")
 
@@ -258,7 +283,9 @@ def main() -> None:
     if args.init:
         from safetensors.torch import load_file
 
-        model.load_state_dict({k: t.float() for k, t in load_file(args.init / "model.safetensors").items()}, strict=False)
+        model.load_state_dict(
+            {k: t.float() for k, t in load_file(args.init / "model.safetensors").items()}, strict=False
+        )
     optimizer = Optimizer(model, args, device == "cuda")
     step, spent, tokens = 0, 0.0, 0
     if resume:
@@ -269,7 +296,14 @@ def main() -> None:
     make_mask: Any = torch.compile(block_mask) if device == "cuda" else dense_mask
     weights = torch.zeros(4, device=device)
     weights[INSTRUCTION], weights[INPUT], weights[ANSWER] = args.instruction_weight, args.input_weight, 1.0
-    log({"size": args.size, "parameters": sum(p.numel() for p in model.parameters()), "device": device, "step": step})
+    log(
+        {
+            "size": args.size,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": device,
+            "step": step,
+        }
+    )
 
     budget = args.seconds - args.eval_seconds
     started = mark = saved = time.perf_counter()
@@ -320,13 +354,32 @@ def main() -> None:
             mark, mark_tokens, waited = now, tokens, 0.0
         if args.checkpoint and now - saved > args.checkpoint_seconds:
             saved = now
-            state = {"model": model.state_dict(), "optimizer": optimizer.state(), "step": step, "chunk": chunk, "tokens": tokens}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state(),
+                "step": step,
+                "chunk": chunk,
+                "tokens": tokens,
+            }
             save_checkpoint(args.checkpoint, {**state, "spent": spent + now - started})
     pool.close()
     export(model, args.tokenizer, args.out / "model")
-    log({"exported": str(args.out / "model"), "step": step, "tokens": tokens, "seconds": round(time.perf_counter() - began, 1)})
+    log(
+        {
+            "exported": str(args.out / "model"),
+            "step": step,
+            "tokens": tokens,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+    )
     if args.checkpoint:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state(), "step": step, "chunk": chunk, "tokens": tokens}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state(),
+            "step": step,
+            "chunk": chunk,
+            "tokens": tokens,
+        }
         save_checkpoint(args.checkpoint, {**state, "spent": spent + time.perf_counter() - started})
     if args.eval_rows:
         evaluate(model, Encoder(args.tokenizer), device, args.eval_rows, log)

@@ -11,7 +11,20 @@ from compose import Fact
 from schema import Schema, make_fact
 from values import cap, pick
 
-HEADS = ["Hi! ", "Okay, ", "Well, ", "Hello, ", "Right, ", "By the way, ", "Oh, ", "Yes, ", "Hmm, ", "Sure! ", "Great. ", "So, "]
+HEADS = [
+    "Hi! ",
+    "Okay, ",
+    "Well, ",
+    "Hello, ",
+    "Right, ",
+    "By the way, ",
+    "Oh, ",
+    "Yes, ",
+    "Hmm, ",
+    "Sure! ",
+    "Great. ",
+    "So, ",
+]
 FACT_SLOTS = "NBPVMSIY"  # frame slots that take facts
 COMPARATIVES = {
     "excellent": ["better", "much better"], "good": ["nicer", "better"], "average": ["more ordinary"], "poor": ["worse"],
@@ -47,7 +60,16 @@ def _asks(rng: random.Random, schema: Schema, asked: list[int], name: str) -> st
         if options and rng.random() < 0.65:
             parts.append(pick(rng, options).replace("{E}", who))
         else:
-            form = pick(rng, ["what is the {n} of {e}", "what {n} does {e} have", "what's the {n} of {e}", "which {n} has {e}", "what about the {n} of {e}"])
+            form = pick(
+                rng,
+                [
+                    "what is the {n} of {e}",
+                    "what {n} does {e} have",
+                    "what's the {n} of {e}",
+                    "which {n} has {e}",
+                    "what about the {n} of {e}",
+                ],
+            )
             parts.append(form.replace("{n}", noun).replace("{e}", who))
         who = "it"
     return pick(rng, [" and ", ", and ", "? And "]).join(parts)
@@ -63,7 +85,11 @@ def _opinion(rng: random.Random, fact: Fact, name: str) -> str:
         return pick(rng, options).replace("{E}", name)
     adj = pick(rng, scale.adj[fact.level])
     if x < 0.88:
-        return pick(rng, ["I think {e} is {a}", "{e} is {a}", "I found {e} {a}", "{e} seems {a} to me"]).replace("{e}", name).replace("{a}", adj)
+        return (
+            pick(rng, ["I think {e} is {a}", "{e} is {a}", "I found {e} {a}", "{e} seems {a} to me"])
+            .replace("{e}", name)
+            .replace("{a}", adj)
+        )
     return f"I think {name} {pick(rng, scale.vp[fact.level])}"
 
 
@@ -88,11 +114,17 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
         pool.remove(graded.slot)
         facts.append(graded)
     name = ""
-    generic = "E" in need and act.id in ("request", "opinion", "ask_reason", "confirm", "complain", "inform") and rng.random() < 0.15
+    generic = (
+        "E" in need
+        and act.id in ("request", "opinion", "ask_reason", "confirm", "complain", "inform")
+        and rng.random() < 0.15
+    )
     entity = bool(need & {"E", "S", "Y", "O"}) or "A" in need
     if entity:
         if generic or (act.id in ("search", "deny") and rng.random() < 0.5):
-            name = pick(rng, ["it", "this one", "that one", "the " + pick(rng, nouns), "this " + pick(rng, nouns)])
+            name = pick(
+                rng, ["it", "this one", "that one", "the " + pick(rng, nouns), "this " + pick(rng, nouns)]
+            )
         else:
             key = make_fact(rng, schema, 0)
             facts.append(key)
@@ -117,8 +149,12 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
         if "A" in need:
             texts["A"] = _asks(rng, schema, asked, name)
         else:
-            the = frame.find("What {R}") < 0 and frame.find("Which {R}") < 0 and frame.find("preference on") < 0
-            texts["R"] = c.listing(rng, [("the " if the else "") + pick(rng, schema.slots[i].attr.roles["n"]) for i in asked])
+            the = (
+                frame.find("What {R}") < 0 and frame.find("Which {R}") < 0 and frame.find("preference on") < 0
+            )
+            texts["R"] = c.listing(
+                rng, [("the " if the else "") + pick(rng, schema.slots[i].attr.roles["n"]) for i in asked]
+            )
     wanted = [s for s in FACT_SLOTS if s in need]
     if wanted:
         k = len(wanted) + int(rng.random() ** 1.6 * 5)
@@ -144,13 +180,21 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
             elif slot == "V":
                 texts[slot] = c.predicates(rng, hand)
             elif slot == "M":
-                texts[slot] = pick(rng, [" and ", ", ", " "]).join([c.say(rng, f, "mod") for f in c.merge_bools(rng, hand)])
+                texts[slot] = pick(rng, [" and ", ", ", " "]).join(
+                    [c.say(rng, f, "mod") for f in c.merge_bools(rng, hand)]
+                )
             elif slot == "S":
                 texts[slot] = c.clauses(rng, name, nouns, hand)
             elif slot == "I":
-                texts[slot] = cap(c.clauses(rng, pick(rng, ["it", "it", "this one", "the " + pick(rng, nouns)]), nouns, hand))
+                texts[slot] = cap(
+                    c.clauses(
+                        rng, pick(rng, ["it", "it", "this one", "the " + pick(rng, nouns)]), nouns, hand
+                    )
+                )
             else:
-                texts[slot] = c.question(rng, name, hand[0]) + (f" and {c.predicates(rng, hand[1:])}" if len(hand) > 1 else "")
+                texts[slot] = c.question(rng, name, hand[0]) + (
+                    f" and {c.predicates(rng, hand[1:])}" if len(hand) > 1 else ""
+                )
     texts["E"] = name
     if graded is not None and graded.attr.scale is not None:
         if "O" in need:
@@ -160,7 +204,11 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
             texts["D"] = f"more {adj}" if act.id == "compare" else adj
     text = frame
     for slot in need:
-        text = text.replace("{" + slot + "}", texts.get(slot, ""), 1) if text.count("{" + slot + "}") == 1 else text.replace("{" + slot + "}", texts.get(slot, ""))
+        text = (
+            text.replace("{" + slot + "}", texts.get(slot, ""), 1)
+            if text.count("{" + slot + "}") == 1
+            else text.replace("{" + slot + "}", texts.get(slot, ""))
+        )
     x = rng.random()
     if x < 0.06:
         text = pick(rng, HEADS) + text
@@ -177,7 +225,7 @@ def grounded(text: str, facts: list[Fact]) -> str:
             continue
         outs = fact.out if isinstance(fact.out, list) else [fact.out]
         for out in outs:
-            if out in text or fact.surface != out and fact.surface in text:
+            if out in text or (fact.surface != out and fact.surface in text):
                 continue
             if cap(out) == text[: len(out)]:
                 text = out[0] + text[1:]

@@ -54,7 +54,9 @@ def _items(schema: Schema, said: Said) -> list[tuple[str, Value | None]]:
     """Named values in the schema's order (without one: in the facts' order); None marks an asked attribute."""
     if not schema.rank:
         return [(schema.slots[f.slot].name, f.out) for f in said.facts]
-    found: list[tuple[int, str, Value | None]] = [(schema.rank[f.slot], schema.slots[f.slot].name, f.out) for f in said.facts]
+    found: list[tuple[int, str, Value | None]] = [
+        (schema.rank[f.slot], schema.slots[f.slot].name, f.out) for f in said.facts
+    ]
     found += [(schema.rank[i], schema.slots[i].name, None) for i in said.asked]
     found.sort(key=lambda item: item[0])
     return [(name, value) for _, name, value in found]
@@ -86,7 +88,12 @@ def render(schema: Schema, style: Style, acts: list[Said]) -> str:
             else:
                 for name, value in items.items():
                     for one in value if isinstance(value, list) else [value]:
-                        found.append({"type" if style.key == "type" else "entity": name, "text" if style.compact else "value": one})
+                        found.append(
+                            {
+                                "type" if style.key == "type" else "entity": name,
+                                "text" if style.compact else "value": one,
+                            }
+                        )
         body = found if kind == "json_entities" or len(found) != 1 else found[0]
         return json.dumps(body, ensure_ascii=False, separators=(",", ":") if style.compact else (", ", ": "))
     parts = []
@@ -96,21 +103,41 @@ def render(schema: Schema, style: Style, acts: list[Said]) -> str:
             bare = schema.asked == "bare"
             mark = schema.asked if schema.asked == "?" else ""
             args = [
-                (name if bare else f"{name}[{mark}]") if value is None else f"{name}[{_flat(value, style)}]" for name, value in items
+                (name if bare else f"{name}[{mark}]") if value is None else f"{name}[{_flat(value, style)}]"
+                for name, value in items
             ]
             parts.append(f"{said.function}({', '.join(args)})")
         elif kind in ("func_eq", "func_colon"):
             sep = "=" if kind == "func_eq" else ": "
-            args = [f'{name}{sep}"{_flat(value, style)}"' if style.compact else f"{name}{sep}{_flat(value, style)}" for name, value in items]
+            args = [
+                f'{name}{sep}"{_flat(value, style)}"'
+                if style.compact
+                else f"{name}{sep}{_flat(value, style)}"
+                for name, value in items
+            ]
             parts.append(f"{said.function}({', '.join(args)})")
         elif kind == "xml":
             inner = "".join([f"<{name}>{_flat(value, style)}</{name}>" for name, value in items])
             parts.append(f"<{said.function}>{inner}</{said.function}>")
         elif kind == "lines":
-            parts.append("\n".join([f"{style.key}: {said.function}", *[f"{name}: {_flat(value, style)}" for name, value in items]]))
+            parts.append(
+                "\n".join(
+                    [
+                        f"{style.key}: {said.function}",
+                        *[f"{name}: {_flat(value, style)}" for name, value in items],
+                    ]
+                )
+            )
         else:
             sep = " = " if style.compact else ": "
-            parts.append("; ".join([f"{style.key}{sep}{said.function}", *[f"{name}{sep}{_flat(value, style)}" for name, value in items]]))
+            parts.append(
+                "; ".join(
+                    [
+                        f"{style.key}{sep}{said.function}",
+                        *[f"{name}{sep}{_flat(value, style)}" for name, value in items],
+                    ]
+                )
+            )
     return ("\n" if kind in ("xml", "lines", "pairs") else style.joiner).join(parts)
 
 
@@ -140,7 +167,16 @@ TASKS = [
     "Texts about {d} come in; give each one's structure.", "Write the meaning of this {d} sentence as data.",
     "Label the sentence and pick out its values.", "Turn what the customer says into a record.",
 ]  # fmt: skip
-FORM_LEAD = ["The output has the form {f}.", "Answer with {f}.", "Format: {f}.", "Use {f}.", "Return {f}.", "Write {f}.", "Output: {f}.", "Respond in this format: {f}."]
+FORM_LEAD = [
+    "The output has the form {f}.",
+    "Answer with {f}.",
+    "Format: {f}.",
+    "Use {f}.",
+    "Return {f}.",
+    "Write {f}.",
+    "Output: {f}.",
+    "Respond in this format: {f}.",
+]
 FUNC_LEAD = [
     "The function must be one of the following: {l}.", "Functions: {l}", "Allowed functions: {l}.", "It describes the sentence with one of: {l}",
     "Choose the function from {l}.", "Possible intents: {l}", "{k} is one of {l}.", "The available functions are {l}.", "Labels:\n{b}",
@@ -187,7 +223,13 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
     """A random instruction for the schema; one in ten lists nothing."""
     topic = schema.domain.nouns[0]
     task = pick(rng, TASKS).replace("{d}", topic if rng.random() < 0.4 else topic + "s")
-    form = pick(rng, FORM[style.kind].split("|")).replace("{key}", style.key).replace("{args}", style.args).replace("{{", "{").replace("}}", "}")
+    form = (
+        pick(rng, FORM[style.kind].split("|"))
+        .replace("{key}", style.key)
+        .replace("{args}", style.args)
+        .replace("{{", "{")
+        .replace("}}", "}")
+    )
     form = pick(rng, FORM_LEAD).replace("{f}", form)
     short = rng.random() < 0.1
     if short:
@@ -196,30 +238,55 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
     functions = [(name, act.about) for act, name in used]
     if rng.random() < 0.6:
         functions.sort(key=lambda _: rng.random())
-    order = sorted(range(len(schema.slots)), key=schema.rank.__getitem__) if schema.rank else list(range(len(schema.slots)))
+    order = (
+        sorted(range(len(schema.slots)), key=schema.rank.__getitem__)
+        if schema.rank
+        else list(range(len(schema.slots)))
+    )
     if not schema.listed:
         rng.shuffle(order)
     if rng.random() < 0.02:
         order = [i for i in order if rng.random() < 0.9]
     described = rng.random()
-    labels = [_describe(rng, schema, i) if rng.random() < (0.85 if described < 0.5 else 0.1) else schema.slots[i].name for i in order]
+    labels = [
+        _describe(rng, schema, i)
+        if rng.random() < (0.85 if described < 0.5 else 0.1)
+        else schema.slots[i].name
+        for i in order
+    ]
     detailed = any(len(x) > 40 for x in labels)
     about = rng.random() < 0.25
     fl = _names(rng, [n for n, _ in functions])
     bullets = "\n".join([f"- {n}: {a}" if about else f"- {n}" for n, a in functions])
-    func_part = pick(rng, FUNC_LEAD[-3:] if about else FUNC_LEAD).replace("{l}", fl).replace("{b}", bullets).replace("{k}", style.key)
+    func_part = (
+        pick(rng, FUNC_LEAD[-3:] if about else FUNC_LEAD)
+        .replace("{l}", fl)
+        .replace("{b}", bullets)
+        .replace("{k}", style.key)
+    )
     if detailed:
         al, ab = "; ".join(labels), "\n".join([f"- {x}" for x in labels])
     else:
         al, ab = _names(rng, labels), "\n".join([f"- {x}" for x in labels])
     attr_part = pick(rng, ATTR_LEAD).replace("{l}", al).replace("{b}", ab)
     if rng.random() < 0.06 and style.kind == "func":
-        signature = "\n".join([f"{n}({', '.join([schema.slots[i].name for i in order])})" for n, _ in functions])
+        signature = "\n".join(
+            [f"{n}({', '.join([schema.slots[i].name for i in order])})" for n, _ in functions]
+        )
         func_part, attr_part = "Signatures:\n" + signature, ""
     elif rng.random() < 0.2 and style.kind.startswith("json"):
-        props = {schema.slots[i].name: {"enum": list(dict.fromkeys(v))} if (v := schema.slots[i].values) and described < 0.5 else {"type": "string"} for i in order}
+        props = {
+            schema.slots[i].name: {"enum": list(dict.fromkeys(v))}
+            if (v := schema.slots[i].values) and described < 0.5
+            else {"type": "string"}
+            for i in order
+        }
         attr_part = "JSON schema: " + json.dumps({"properties": props}, ensure_ascii=False)
-    parts = [form, func_part, attr_part] if style.kind != "json_plain" and style.kind != "json_entities" else [form, attr_part]
+    parts = (
+        [form, func_part, attr_part]
+        if style.kind != "json_plain" and style.kind != "json_entities"
+        else [form, attr_part]
+    )
     if rng.random() < 0.3:
         parts.sort(key=lambda _: rng.random())
     if rng.random() < 0.15:

@@ -11,7 +11,15 @@ from compose import Fact, listing
 from domain import BOOL_SHAPES, Attr, Domain, domains, lexicons
 from values import SAMPLERS, cap, fake, phrase, pick, term, word
 
-YES_NO = [("yes", "no"), ("yes", "no"), ("true", "false"), ("Yes", "No"), ("True", "False"), ("1", "0"), ("Y", "N")]
+YES_NO = [
+    ("yes", "no"),
+    ("yes", "no"),
+    ("true", "false"),
+    ("Yes", "No"),
+    ("True", "False"),
+    ("1", "0"),
+    ("Y", "N"),
+]
 NAME_STYLES = ["snake"] * 9 + ["plain"] * 4 + ["camel"] * 3 + ["pascal", "kebab", "upper", "squash", "title"]
 
 
@@ -69,11 +77,23 @@ class Schema:
 def invented_attr(rng: random.Random) -> Attr:
     """An attribute of made-up name, sometimes with a made-up closed value set."""
     name = rng.random()
-    label = f"{pick(rng, w.NOUNS)} {pick(rng, w.NOUNS)}" if name < 0.4 else fake(rng) if name < 0.6 else phrase(rng)
+    label = (
+        f"{pick(rng, w.NOUNS)} {pick(rng, w.NOUNS)}"
+        if name < 0.4
+        else fake(rng)
+        if name < 0.6
+        else phrase(rng)
+    )
     label = label.lower()
     x = rng.random()
     if x < 0.4:
-        attr = Attr([label], "copy", sampler=SAMPLERS[pick(rng, ["title", "person", "company", "word", "code", "term", "product", "number"])])
+        attr = Attr(
+            [label],
+            "copy",
+            sampler=SAMPLERS[
+                pick(rng, ["title", "person", "company", "word", "code", "term", "product", "number"])
+            ],
+        )
         attr.many = rng.random() < 0.25
     elif x < 0.7:
         values = {word(rng): list[str]() for _ in range(2 + int(rng.random() * 5))}
@@ -85,7 +105,11 @@ def invented_attr(rng: random.Random) -> Attr:
     elif x < 0.8:
         attr = Attr([label], "set", values=acronym_set(rng))
     elif x < 0.88:
-        attr = Attr([label], "scale", scale=lexicons()[0][pick(rng, ["rating", "size", "level", "urgency", "popularity"])])
+        attr = Attr(
+            [label],
+            "scale",
+            scale=lexicons()[0][pick(rng, ["rating", "size", "level", "urgency", "popularity"])],
+        )
     else:
         shape = pick(rng, ["have", "have", "on", "allow"])
         thing = term(rng)
@@ -104,7 +128,11 @@ def acronym_set(rng: random.Random) -> dict[str, list[str]]:
     for _ in range(3 + int(rng.random() * 4)):
         parts = [word(rng) for _ in range(1 if rng.random() < 0.2 else 2 + int(rng.random() * 2))]
         long = " ".join(cap(p) for p in parts) if wide else " ".join(parts)
-        short = "".join(p[0] for p in parts).upper() if len(parts) > 1 else parts[0][: 1 + int(rng.random() * 3)].upper()
+        short = (
+            "".join(p[0] for p in parts).upper()
+            if len(parts) > 1
+            else parts[0][: 1 + int(rng.random() * 3)].upper()
+        )
         if len(short) == 3 and short[1:] == "PG":
             continue
         form = f"{short} ({long})" if rng.random() < 0.8 else short
@@ -135,10 +163,20 @@ def make_slot(rng: random.Random, attr: Attr, style: str, used: set[str]) -> Slo
         keep = sorted(attr.values, key=lambda _: rng.random())[: 4 + int(rng.random() * 10)]
         spelling = rng.random()
         for value in keep:
-            out = value.lower() if spelling < 0.1 else value.upper() if spelling < 0.13 else cap(value) if spelling < 0.18 else value
+            out = (
+                value.lower()
+                if spelling < 0.1
+                else value.upper()
+                if spelling < 0.13
+                else cap(value)
+                if spelling < 0.18
+                else value
+            )
             if spelling > 0.94 and " (" in value:
                 out = value.split(" (")[0]
-            surfaces[out] = attr.values[value] + ([value] if value not in attr.values[value] and rng.random() < 0.3 else [])
+            surfaces[out] = attr.values[value] + (
+                [value] if value not in attr.values[value] and rng.random() < 0.3 else []
+            )
     return Slot(name, attr, list(surfaces), surfaces)
 
 
@@ -189,10 +227,24 @@ def make_schema(rng: random.Random, held_out: bool, held: tuple[str, ...]) -> Sc
     if ids & {"compare", "choose"}:
         schema.other = len(slots)
         label = pick(rng, ["other", "second", "compared with", "alternative", "versus", "than"])
-        slots.append(make_slot(rng, Attr([label, label + " " + domain.key.names[0]], "copy", sampler=domain.key.sampler), style, used))
+        slots.append(
+            make_slot(
+                rng,
+                Attr([label, label + " " + domain.key.names[0]], "copy", sampler=domain.key.sampler),
+                style,
+                used,
+            )
+        )
     if "count" in ids:
         schema.count = len(slots)
-        slots.append(make_slot(rng, Attr(["count", "choice", "number of results"], "copy", sampler=SAMPLERS["number"]), style, used))
+        slots.append(
+            make_slot(
+                rng,
+                Attr(["count", "choice", "number of results"], "copy", sampler=SAMPLERS["number"]),
+                style,
+                used,
+            )
+        )
     schema.rank = list(range(len(slots)))
     if rng.random() < 0.5:
         rng.shuffle(schema.rank)
@@ -232,7 +284,14 @@ def make_fact(rng: random.Random, schema: Schema, index: int) -> Fact:
         if schema.lower:
             outs = [o.lower() for o in outs]
         said = list(outs)
-        if schema.digits and n == 1 and outs[0].isdigit() and len(outs[0]) < 3 and int(outs[0]) <= 20 and rng.random() < 0.5:
+        if (
+            schema.digits
+            and n == 1
+            and outs[0].isdigit()
+            and len(outs[0]) < 3
+            and int(outs[0]) <= 20
+            and rng.random() < 0.5
+        ):
             said = [w.NUMBER_WORDS[int(outs[0])]]
     surface = listing(rng, said)
     if attr.many and len(outs) > 1 and "adj" in attr.roles and rng.random() < 0.4:

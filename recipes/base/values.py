@@ -11,7 +11,22 @@ import words as w
 T = TypeVar("T")
 Sampler = Callable[[random.Random], str]
 ACCENTS = str.maketrans({"a": "á", "e": "é", "o": "ö", "u": "ü", "i": "í", "n": "ñ", "c": "ç", "s": "š"})
-SMALL = ["of", "of the", "and", "and the", "in", "in the", "for", "to", "on the", "with", "without", "from", "at", "by"]
+SMALL = [
+    "of",
+    "of the",
+    "and",
+    "and the",
+    "in",
+    "in the",
+    "for",
+    "to",
+    "on the",
+    "with",
+    "without",
+    "from",
+    "at",
+    "by",
+]
 CONSONANTS = "BCDFGHJKLMNPQRSTVWXZ"
 
 
@@ -78,7 +93,13 @@ def title_core(rng: random.Random) -> str:
     if x < 0.8:
         return cap(word(rng)) + "'s " + cap(word(rng))
     if x < 0.86:
-        return cap(pick(rng, w.VERBS)) + " " + pick(rng, ["the", "a", "my", "your", "like", "No", "It"]) + " " + cap(word(rng))
+        return (
+            cap(pick(rng, w.VERBS))
+            + " "
+            + pick(rng, ["the", "a", "my", "your", "like", "No", "It"])
+            + " "
+            + cap(word(rng))
+        )
     if x < 0.9:
         return cap(word(rng)) + "-" + cap(word(rng))
     if x < 0.94:
@@ -100,7 +121,15 @@ def title(rng: random.Random) -> str:
     if x < 0.79:
         return s + " " + str(1960 + int(rng.random() * 65))
     if x < 0.81:
-        return s + " (" + pick(rng, [str(1960 + int(rng.random() * 65)), cap(word(rng)), "Live", "Part " + pick(rng, w.ROMAN)]) + ")"
+        return (
+            s
+            + " ("
+            + pick(
+                rng,
+                [str(1960 + int(rng.random() * 65)), cap(word(rng)), "Live", "Part " + pick(rng, w.ROMAN)],
+            )
+            + ")"
+        )
     if x < 0.84:
         return s.upper()
     if x < 0.87:
@@ -141,9 +170,16 @@ def person(rng: random.Random) -> str:
     if x < 0.74:
         return first(rng)
     if x < 0.79:
-        return pick(rng, ["Dr.", "Dr", "Mr.", "Mrs.", "Ms.", "Prof.", "Professor", "Sir"]) + " " + surname(rng)
+        return (
+            pick(rng, ["Dr.", "Dr", "Mr.", "Mrs.", "Ms.", "Prof.", "Professor", "Sir"]) + " " + surname(rng)
+        )
     if x < 0.86:
-        return pick(rng, CONSONANTS) + ". " + (pick(rng, CONSONANTS) + ". " if rng.random() < 0.3 else "") + surname(rng)
+        return (
+            pick(rng, CONSONANTS)
+            + ". "
+            + (pick(rng, CONSONANTS) + ". " if rng.random() < 0.3 else "")
+            + surname(rng)
+        )
     if x < 0.9:
         return first(rng) + " " + pick(rng, CONSONANTS) + ". " + surname(rng)
     if x < 0.94:
@@ -159,9 +195,16 @@ def company(rng: random.Random) -> str:
     if x < 0.3:
         return cap(word(rng)) + " " + pick(rng, w.COMPANY_TAILS)
     if x < 0.45:
-        return cap(word(rng)) + " " + cap(word(rng)) + (" " + pick(rng, w.COMPANY_TAILS) if rng.random() < 0.6 else "")
+        return (
+            cap(word(rng))
+            + " "
+            + cap(word(rng))
+            + (" " + pick(rng, w.COMPANY_TAILS) if rng.random() < 0.6 else "")
+        )
     if x < 0.55:
-        return cap(word(rng)) + cap(word(rng)) + ("" if rng.random() < 0.7 else " " + pick(rng, w.COMPANY_TAILS))
+        return (
+            cap(word(rng)) + cap(word(rng)) + ("" if rng.random() < 0.7 else " " + pick(rng, w.COMPANY_TAILS))
+        )
     if x < 0.63:
         return surname(rng) + pick(rng, [" & ", " and ", "-"]) + surname(rng)
     if x < 0.71:
@@ -189,12 +232,16 @@ def city(rng: random.Random) -> str:
     if x < 0.72:
         return cap(fake(rng)) + (pick(rng, w.PLACE_TAILS) if rng.random() < 0.5 else "")
     if x < 0.8:
-        return pick(rng, ["North ", "South ", "East ", "West ", "New ", "Saint ", "St. ", "Port ", "Upper ", "Old "]) + cap(fake(rng))
+        return pick(
+            rng, ["North ", "South ", "East ", "West ", "New ", "Saint ", "St. ", "Port ", "Upper ", "Old "]
+        ) + cap(fake(rng))
     if x < 0.86:
         return cap(pick(rng, w.NOUNS)) + pick(rng, w.PLACE_TAILS)
     if x < 0.93:
         return pick(rng, w.CITIES) + ", " + pick(rng, w.COUNTRIES)
-    return cap(fake(rng)) + pick(rng, ["-on-Sea", "-upon-" + cap(fake(rng)), " am " + cap(fake(rng)), "-le-" + cap(fake(rng))])
+    return cap(fake(rng)) + pick(
+        rng, ["-on-Sea", "-upon-" + cap(fake(rng)), " am " + cap(fake(rng)), "-le-" + cap(fake(rng))]
+    )
 
 
 def venue(rng: random.Random) -> str:
@@ -207,13 +254,26 @@ def venue(rng: random.Random) -> str:
     if x < 0.56:
         return "The " + cap(word(rng)) + pick(rng, [" ", " & ", " and "]) + cap(word(rng))
     if x < 0.66:
-        return pick(rng, [first(rng), surname(rng)]) + "'s" + ("" if rng.random() < 0.5 else " " + pick(rng, w.VENUE_TAILS))
+        return (
+            pick(rng, [first(rng), surname(rng)])
+            + "'s"
+            + ("" if rng.random() < 0.5 else " " + pick(rng, w.VENUE_TAILS))
+        )
     if x < 0.74:
-        return pick(rng, ["Café", "Hotel", "Bar", "Casa", "La", "Le", "El", "Chez", "Villa", "Il"]) + " " + cap(word(rng))
+        return (
+            pick(rng, ["Café", "Hotel", "Bar", "Casa", "La", "Le", "El", "Chez", "Villa", "Il"])
+            + " "
+            + cap(word(rng))
+        )
     if x < 0.82:
         return pick(rng, w.CITIES) + " " + pick(rng, w.VENUE_TAILS)
     if x < 0.88:
-        return word(rng) + " " + word(rng) + ("" if rng.random() < 0.5 else " " + pick(rng, w.VENUE_TAILS).lower())
+        return (
+            word(rng)
+            + " "
+            + word(rng)
+            + ("" if rng.random() < 0.5 else " " + pick(rng, w.VENUE_TAILS).lower())
+        )
     if x < 0.92:
         return pick(rng, w.VENUE_TAILS) + " " + small(rng)
     return title_core(rng)
@@ -222,7 +282,9 @@ def venue(rng: random.Random) -> str:
 def product(rng: random.Random) -> str:
     """A model name of a device, a car, a bottle."""
     x = rng.random()
-    head = cap(word(rng)) if x < 0.8 else pick(rng, [acronym(rng), word(rng), cap(word(rng)) + cap(word(rng))])
+    head = (
+        cap(word(rng)) if x < 0.8 else pick(rng, [acronym(rng), word(rng), cap(word(rng)) + cap(word(rng))])
+    )
     y = rng.random()
     if y < 0.15:
         return head
@@ -231,7 +293,13 @@ def product(rng: random.Random) -> str:
     if y < 0.5:
         return head + " " + number(rng)
     if y < 0.62:
-        return head + " " + pick(rng, CONSONANTS) + small(rng) + ("" if rng.random() < 0.6 else " " + pick(rng, w.PRODUCT_TAILS))
+        return (
+            head
+            + " "
+            + pick(rng, CONSONANTS)
+            + small(rng)
+            + ("" if rng.random() < 0.6 else " " + pick(rng, w.PRODUCT_TAILS))
+        )
     if y < 0.7:
         return head + "-" + small(rng) + pick(rng, ["", "b", "x", "i", "S"])
     if y < 0.9:
@@ -289,16 +357,45 @@ def date(rng: random.Random) -> str:
     if x < 0.42:
         return f"{d} {name}"
     if x < 0.5:
-        suffix = "st" if d % 10 == 1 and d != 11 else "nd" if d % 10 == 2 and d != 12 else "rd" if d % 10 == 3 and d != 13 else "th"
-        return pick(rng, [f"{name} {d}{suffix}", f"the {d}{suffix} of {name}", f"{d}{suffix} {name} {y}", f"{name} {d}{suffix}, {y}"])
+        suffix = (
+            "st"
+            if d % 10 == 1 and d != 11
+            else "nd"
+            if d % 10 == 2 and d != 12
+            else "rd"
+            if d % 10 == 3 and d != 13
+            else "th"
+        )
+        return pick(
+            rng,
+            [
+                f"{name} {d}{suffix}",
+                f"the {d}{suffix} of {name}",
+                f"{d}{suffix} {name} {y}",
+                f"{name} {d}{suffix}, {y}",
+            ],
+        )
     if x < 0.58:
         return f"{y}-{m + 1:02d}-{d:02d}"
     if x < 0.66:
-        return pick(rng, [f"{d:02d}/{m + 1:02d}/{y}", f"{d}.{m + 1}.{y}", f"{m + 1}/{d}/{y[2:]}", f"{d}/{m + 1}"])
+        return pick(
+            rng, [f"{d:02d}/{m + 1:02d}/{y}", f"{d}.{m + 1}.{y}", f"{m + 1}/{d}/{y[2:]}", f"{d}/{m + 1}"]
+        )
     if x < 0.78:
         return pick(rng, w.WEEKDAYS)
     if x < 0.84:
-        return pick(rng, ["tomorrow", "today", "next week", "tonight", "next month", "this weekend", "the day after tomorrow"])
+        return pick(
+            rng,
+            [
+                "tomorrow",
+                "today",
+                "next week",
+                "tonight",
+                "next month",
+                "this weekend",
+                "the day after tomorrow",
+            ],
+        )
     if x < 0.9:
         return pick(rng, ["next ", "this ", "early ", "late "]) + pick(rng, w.WEEKDAYS + w.MONTHS)
     if x < 0.95:
@@ -308,14 +405,28 @@ def date(rng: random.Random) -> str:
 
 def clock(rng: random.Random) -> str:
     """A time of day."""
-    h, m, x = 1 + int(rng.random() * 12), pick(rng, ["00", "15", "30", "45", digits(rng, 2)[:1].replace("9", "5") + "0"]), rng.random()
+    h, m, x = (
+        1 + int(rng.random() * 12),
+        pick(rng, ["00", "15", "30", "45", digits(rng, 2)[:1].replace("9", "5") + "0"]),
+        rng.random(),
+    )
     if x < 0.3:
         return f"{h}:{m if int(m) < 60 else '20'}"
     if x < 0.5:
         return f"{h + 11:02d}:{m if int(m) < 60 else '05'}"
     if x < 0.85:
         return f"{h}{pick(rng, [' ', ''])}{pick(rng, ['am', 'pm', 'a.m.', 'p.m.'])}"
-    return pick(rng, ["noon", "midnight", f"half past {w.NUMBER_WORDS[h]}", f"{w.NUMBER_WORDS[h]} o'clock", "8:30 pm", f"{h}.{m}"])
+    return pick(
+        rng,
+        [
+            "noon",
+            "midnight",
+            f"half past {w.NUMBER_WORDS[h]}",
+            f"{w.NUMBER_WORDS[h]} o'clock",
+            "8:30 pm",
+            f"{h}.{m}",
+        ],
+    )
 
 
 def price(rng: random.Random) -> str:
@@ -379,7 +490,9 @@ def nationality(rng: random.Random) -> str:
 
 def colour(rng: random.Random) -> str:
     """A colour, sometimes shaded."""
-    return (pick(rng, ["dark ", "light ", "matte ", "pale ", "bright "]) if rng.random() < 0.25 else "") + pick(rng, w.COLOURS)
+    return (
+        pick(rng, ["dark ", "light ", "matte ", "pale ", "bright "]) if rng.random() < 0.25 else ""
+    ) + pick(rng, w.COLOURS)
 
 
 def score(rng: random.Random) -> str:

@@ -1,8 +1,8 @@
 """Tunery: labelled examples in, a fine-tuned, evaluated and served extraction model out.
 
-    import tunery
-    run = tunery.train("tunery.yaml")
-    report = tunery.evaluate("tunery.yaml")
+import tunery
+run = tunery.train("tunery.yaml")
+report = tunery.evaluate("tunery.yaml")
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tunery.data import check, import_dataset, load
     from tunery.doctor import examine
     from tunery.errors import TuneryError
-    from tunery.ops.verbs import batch, evaluate, serve, train
     from tunery.ops.quickstart import quickstart
+    from tunery.ops.verbs import batch, evaluate, serve, train
 
 _HOMES = {
     "Project": "tunery.config",

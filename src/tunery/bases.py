@@ -46,7 +46,11 @@ def find_base(name: str) -> Base:
             else "download the whole model folder",
         )
     architecture = (config.get("architectures") or ["unknown"])[0]
-    context = int(config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings") or 2048)
+    context = int(
+        config.get("max_position_embeddings")
+        or config.get("text_config", {}).get("max_position_embeddings")
+        or 2048
+    )
     return Base(name, path, _digest(path), context, architecture)
 
 
@@ -69,7 +73,9 @@ def _from_hub(name: str) -> Path:
         near = nearest(name, [BUNDLED_BASE])
         raise ModelError(
             f'no such base model: "{name}"',
-            hint=f'did you mean "{near}"?' if near else f'give a folder, a hub id like "org/model", or "{BUNDLED_BASE}"',
+            hint=f'did you mean "{near}"?'
+            if near
+            else f'give a folder, a hub id like "org/model", or "{BUNDLED_BASE}"',
         )
     from huggingface_hub import snapshot_download
 

@@ -41,43 +41,43 @@ class TrainSpec(Spec):
     # method
     stage: Literal["sft"] = "sft"
     finetuning_type: Literal["lora"] = "lora"
-    lora_rank: int | None = Field(None, ge=1, le=512)
-    lora_alpha: int | None = Field(None, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_rank: int | None = Field(default=None, ge=1, le=512)
+    lora_alpha: int | None = Field(default=None, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_target: str | list[str] = "all"
     # dataset
     dataset: str | None = None
     eval_dataset: str | None = None
     dataset_dir: str = "data"
     template: str | None = None
-    cutoff_len: int | None = Field(None, ge=16)
+    cutoff_len: int | None = Field(default=None, ge=16)
     overlong: Literal["error", "drop", "truncate"] = "error"
-    max_samples: int | None = Field(None, ge=1)
+    max_samples: int | None = Field(default=None, ge=1)
     train_on_prompt: bool = False
-    entity_swap: float = Field(0.0, ge=0, le=1)
+    entity_swap: float = Field(default=0.0, ge=0, le=1)
     packing: Literal["auto", "shared_prefix", "none"] = "auto"
     # output
     output_dir: str | None = None
-    logging_steps: int = Field(10, ge=1)
-    save_steps: int = Field(200, ge=1)
-    eval_steps: int | None = Field(None, ge=1)
+    logging_steps: int = Field(default=10, ge=1)
+    save_steps: int = Field(default=200, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     plot_loss: bool = True
     # optimisation
-    per_device_train_batch_size: int | None = Field(None, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    num_train_epochs: float | None = Field(None, gt=0)
+    per_device_train_batch_size: int | None = Field(default=None, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    num_train_epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = None
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(0.0, ge=0, le=1)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     adam_beta1: float = 0.9
     adam_beta2: float | None = None
     adam_epsilon: float = 1e-8
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     bf16: bool | None = None  # None: where the hardware has it
     fp16: bool = False
     gradient_checkpointing: bool | None = None
@@ -85,7 +85,7 @@ class TrainSpec(Spec):
     resume_from_checkpoint: str | bool | None = None
     # Ray
     ray_run_name: str | None = None
-    ray_num_workers: int = Field(1, ge=1)
+    ray_num_workers: int = Field(default=1, ge=1)
     resources_per_worker: dict[str, float] | None = None
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
@@ -99,7 +99,9 @@ class TrainSpec(Spec):
     @property
     def batch_rows(self) -> int:
         """Rows per optimizer step, over all workers."""
-        return (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.ray_num_workers
+        return (
+            (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.ray_num_workers
+        )
 
 
 # Measured for the bundled base over seeds: bench/RESULTS.md. Others get LLaMA-Factory's own defaults.
@@ -127,17 +129,17 @@ class EngineSpec(Spec):
     """How the vLLM engine is set up. `engine_kwargs` are vLLM's engine arguments by their own names."""
 
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
-    concurrency: int = Field(1, ge=1)
-    batch_size: int | None = Field(None, ge=1)
+    concurrency: int = Field(default=1, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     accelerator_type: str | None = None
 
 
 class Sampling(Spec):
     """OpenAI's sampling parameters; greedy unless told otherwise."""
 
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
 
 
@@ -147,9 +149,9 @@ class EvalSpec(Spec):
     model: str | None = None
     dataset: str | None = None
     dataset_dir: str | None = None
-    max_samples: int | None = Field(None, ge=1)
+    max_samples: int | None = Field(default=None, ge=1)
     compare_base: bool = True
-    worst: int = Field(5, ge=0)
+    worst: int = Field(default=5, ge=0)
     sampling: Sampling = Field(default_factory=Sampling)
     engine: EngineSpec = Field(default_factory=EngineSpec)
 
@@ -172,8 +174,8 @@ class ServeSpec(Spec):
     models: list[str] | Literal["all"] = "all"
     base: str | None = None
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
-    replicas: int = Field(1, ge=1)
+    port: int = Field(default=8000, ge=1, le=65535)
+    replicas: int = Field(default=1, ge=1)
     engine: EngineSpec = Field(default_factory=EngineSpec)
 
 
@@ -186,7 +188,7 @@ class RaySpec(Spec):
 class Project(Spec):
     """`tunery.yaml`: one file for every stage of one extractor."""
 
-    model: str = Field("extractor", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    model: str = Field(default="extractor", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     home: str = "."
     train: TrainSpec = Field(default_factory=TrainSpec)
     eval: EvalSpec = Field(default_factory=EvalSpec)
@@ -209,7 +211,9 @@ def parse(kind: type[SpecT], values: Mapping[str, Any], where: str | None = None
 def _config_error(kind: type[Spec], exc: ValidationError, where: str | None) -> ConfigError:
     lines, hints = [], []
     for fault in exc.errors():
-        path = [str(p) for p in fault["loc"] if isinstance(p, int) or not str(p).startswith(("literal", "list["))]
+        path = [
+            str(p) for p in fault["loc"] if isinstance(p, int) or not str(p).startswith(("literal", "list["))
+        ]
         key = ".".join(path)
         if fault["type"] == "extra_forbidden":
             known = _keys_at(kind, path[:-1])
@@ -242,7 +246,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}", hint=f"`tunery init` writes a {PROJECT_FILE} to start from") from None
+        raise ConfigError(
+            f"no such file: {path}", hint=f"`tunery init` writes a {PROJECT_FILE} to start from"
+        ) from None
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read: {exc}", where=str(path)) from None
     except yaml.YAMLError as exc:
@@ -264,7 +270,9 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str], section: str | None 
     for item in sets:
         key, eq, raw = item.partition("=")
         if not eq or not key.strip():
-            raise ConfigError(f'--set needs key=value, got "{item}"', hint="for example --set learning_rate=1e-3")
+            raise ConfigError(
+                f'--set needs key=value, got "{item}"', hint="for example --set learning_rate=1e-3"
+            )
         path = key.strip().split(".")
         if section and path[0] not in Project.model_fields:
             path = [section, *path]
@@ -284,7 +292,9 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str], section: str | None 
 def is_flat_train(values: Mapping[str, Any]) -> bool:
     """Whether `values` is LLaMA-Factory's flat YAML rather than a project with sections."""
     flat = set(TrainSpec.model_fields) | INERT_TRAIN_KEYS
-    return bool(values) and not (set(values) & {"train", "eval", "batch", "serve"}) and bool(set(values) & flat)
+    return (
+        bool(values) and not (set(values) & {"train", "eval", "batch", "serve"}) and bool(set(values) & flat)
+    )
 
 
 def load_project(path: Path | None = None, sets: Iterable[str] = (), section: str | None = None) -> Project:

@@ -41,7 +41,12 @@ def evaluate(
     prompts = template.prompts(examples)
     limit = spec.sampling.max_tokens or answer_budget([e.target or "" for e in examples], template)
     requests = [
-        {"id": f"{label}/{i}", "prompt_token_ids": prompt, "model": adapter and adapter.name, "max_tokens": limit}
+        {
+            "id": f"{label}/{i}",
+            "prompt_token_ids": prompt,
+            "model": adapter and adapter.name,
+            "max_tokens": limit,
+        }
         for label, adapter in models.items()
         for i, prompt in enumerate(prompts)
     ]
@@ -91,5 +96,8 @@ def worst(report: Report, label: str, n: int) -> Sequence[Mapping[str, Any]]:
 
 def answer_budget(golds: Sequence[str], template: Template) -> int:
     """Tokens an answer may take: half again the longest gold one, so that a model that runs on is stopped."""
-    longest = max((len(ids) for ids in template.tokenizer(list(golds), add_special_tokens=False)["input_ids"]), default=0)
+    longest = max(
+        (len(ids) for ids in template.tokenizer(list(golds), add_special_tokens=False)["input_ids"]),
+        default=0,
+    )
     return max(16, longest + longest // 2)

@@ -16,7 +16,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-METRICS = ("exact_match", "canonical_match", "slot_f1", "parse_rate")
+METRICS = {
+    "exact_match": "exact match",
+    "canonical_match": "canonical",
+    "slot_f1": "slot F1",
+    "parse_rate": "parse rate",
+}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -145,7 +150,11 @@ class Screen:
             self.say(f"{self._indent}step {event['current_steps']}/{event['total_steps']}  {text.strip()}")
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
-        self._bar(f"{self._indent}{event['done']:,} of {event['total']:,} {event.get('what', 'answers')}", event["done"], event["total"])
+        self._bar(
+            f"{self._indent}{event['done']:,} of {event['total']:,} {event.get('what', 'answers')}",
+            event["done"],
+            event["total"],
+        )
 
     @property
     def _indent(self) -> str:
@@ -196,7 +205,9 @@ class Screen:
 
     def _on_serving(self, event: Mapping[str, Any]) -> None:
         self.stop()
-        self.say(f"    {event['url']}  ready in {event['seconds']:.0f} s; models: {', '.join(event['models'])}")
+        self.say(
+            f"    {event['url']}  ready in {event['seconds']:.0f} s; models: {', '.join(event['models'])}"
+        )
 
     def _on_question(self, event: Mapping[str, Any]) -> None:
         self.say(f"    [dim]{escape(event['input'])}[/]")
@@ -208,7 +219,11 @@ class Screen:
             self.console.print(event["text"], end="", markup=False, style="bold green")
 
     def _on_answer(self, event: Mapping[str, Any]) -> None:
-        verdict = "equal to the label" if event["text"].strip() == event["gold"] else f"the label is {event['gold']}"
+        verdict = (
+            "equal to the label"
+            if event["text"].strip() == event["gold"]
+            else f"the label is {event['gold']}"
+        )
         self.say("")
         self.say(
             f"    [dim]first token after {event['first_token'] * 1000:.0f} ms, "
@@ -231,12 +246,14 @@ class Screen:
 
     # --- reports ---
 
-    def report(self, report: Mapping[str, Any], label: str, worst: int, instruction: str | None = None) -> None:
+    def report(
+        self, report: Mapping[str, Any], label: str, worst: int, instruction: str | None = None
+    ) -> None:
         """Scores of every model beside each other, then the rows that `label` got most wrong."""
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
         table.add_column(f"{self._indent}{report['n']} rows")
-        for name in METRICS:
-            table.add_column(name.replace("_", " "), justify="right")
+        for title in METRICS.values():
+            table.add_column(title, justify="right", no_wrap=True)
         for model, found in report["metrics"].items():
             cells = [_interval(found[name]) for name in METRICS]
             table.add_row(self._indent + model, *cells, style="bold" if model == label else None)
@@ -262,15 +279,19 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
     if not values:
         return ""
     step = max(1, len(values) // width)
-    means = [log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step]))) for i in range(0, len(values), step)]
+    means = [
+        log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step])))
+        for i in range(0, len(values), step)
+    ]
     low, high = min(means), max(means)
     return "".join(_BARS[int((v - low) / max(1e-9, high - low) * 7)] for v in means)
 
 
 def _interval(metric: Mapping[str, Any]) -> str:
+    """The score and half the width of its 95 % interval."""
     if metric["value"] is None:
         return "unscored"
-    return f"{metric['value']:.3f} [dim]{metric['low']:.2f}–{metric['high']:.2f}[/]"
+    return f"{metric['value']:.3f} [dim]±{(metric['high'] - metric['low']) / 2:.3f}[/]"
 
 
 def _short(text: str, limit: int) -> str:

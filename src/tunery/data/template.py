@@ -87,7 +87,10 @@ class Template:
             raise ModelError(
                 "the tokenizer has no chat template", hint=f"choose one with template: {' | '.join(LAYOUTS)}"
             )
-        if self._layout and tokenizer.convert_tokens_to_ids(self._layout.stop) in (None, tokenizer.unk_token_id):
+        if self._layout and tokenizer.convert_tokens_to_ids(self._layout.stop) in (
+            None,
+            tokenizer.unk_token_id,
+        ):
             raise ModelError(
                 f'the tokenizer does not know "{self._layout.stop}", which template "{name}" ends turns with',
                 hint="choose the template this model was made with, or template: auto",
@@ -174,6 +177,10 @@ def common_turns(examples: Sequence[Example]) -> tuple[str | None, str | None]:
     systems = {e.messages[0].content if e.messages[0].role == "system" else None for e in examples}
     users = [next((m.content for m in e.messages if m.role == "user"), "") for e in examples]
     first, last = min(users, default=""), max(users, default="")
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+    )
     instruction, newline, _ = first[:same].rpartition("\n")
-    return systems.pop() if len(systems) == 1 else None, instruction if newline and len(set(users)) > 1 else None
+    return systems.pop() if len(systems) == 1 else None, instruction if newline and len(
+        set(users)
+    ) > 1 else None

@@ -1,9 +1,9 @@
 """Run folders: the truth about what happened, readable whatever byte a crash stopped at.
 
-    runs/<id>/spec.json       what was asked, resolved
-    runs/<id>/status.json     state, times, process, git, packages, result or error; replaced atomically
-    runs/<id>/metrics.jsonl   one row an event
-    runs/<id>/logs/           what vendors had to say
+runs/<id>/spec.json       what was asked, resolved
+runs/<id>/status.json     state, times, process, git, packages, result or error; replaced atomically
+runs/<id>/metrics.jsonl   one row an event
+runs/<id>/logs/           what vendors had to say
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ def _packages() -> dict[str, str]:
 def _git() -> dict[str, Any] | None:
     """Commit of the current folder's checkout, and whether it has changes; None outside one."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=os.getcwd())
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=os.getcwd()
+        )
         if commit.returncode:
             return None
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5)

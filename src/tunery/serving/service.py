@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,7 @@ def serve(
         _check_adapter(adapter)
     engine = spec.engine.model_copy(update={"concurrency": spec.replicas})
     config = llm_config(name, base.path, named, engine)
+    config["log_engine_metrics"] = False  # to Ray's agents; vLLM then keeps its own, which /metrics shows
     _check_cluster(config, spec.replicas)
 
     service = Service(f"http://{HOST}:{spec.port}/v1", (name, *adapters, *aliases))
@@ -118,6 +120,7 @@ def _check_cluster(config: Mapping[str, Any], replicas: int) -> None:
     import ray
     from ray import serve as ray_serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it reports every step on stderr
     if ray_serve.status().applications:
         raise ResourceError(
             "Ray Serve already runs applications on this cluster",
@@ -141,6 +144,10 @@ def _deploy(
 
     from tunery.serving.app import Replica
 
+    env = dict(config["runtime_env"]["env_vars"])
+    if config["engine_kwargs"].get("enforce_eager"):
+        # vLLM's sampler compiles itself all the same: seconds in the first request, and a C++ compiler needed.
+        env["TORCHDYNAMO_DISABLE"] = "1"
     at_once = config["engine_kwargs"].get("max_num_seqs", 256)
     deployment = ray_serve.deployment(
         ray_serve.ingress()(Replica),
@@ -156,7 +163,7 @@ def _deploy(
         max_constructor_retry_count=1,
         placement_group_bundles=config["placement_group_config"]["bundles"],
         placement_group_strategy="PACK",
-        ray_actor_options={"num_cpus": 1, "runtime_env": config["runtime_env"]},
+        ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": env}},
         user_config={
             "adapters": {adapter.name: str(adapter.path.resolve()) for adapter in adapters},
             "aliases": dict(aliases),

@@ -24,7 +24,11 @@ def write_results(plan: Plan, output: Path, checkpoint: Path, summary: dict[str,
     if len(evaluation) > 1:
         write_json_atomic(output / "eval_results.json", evaluation)
     write_json_atomic(output / "all_results.json", results | evaluation)
-    state = {"global_step": rows[-1]["current_steps"] if rows else 0, "epoch": summary["epoch"], "log_history": rows}
+    state = {
+        "global_step": rows[-1]["current_steps"] if rows else 0,
+        "epoch": summary["epoch"],
+        "log_history": rows,
+    }
     write_json_atomic(output / "trainer_state.json", state)
     plan.template.tokenizer.save_pretrained(output)
     if plan.spec.plot_loss:

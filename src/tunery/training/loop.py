@@ -120,13 +120,24 @@ def fit(job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = 
             recent = losses[-spec.logging_steps :]
             hooks.log(
                 clock.row(step, step / per_epoch)
-                | {"loss": sum(recent) / len(recent), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+                | {
+                    "loss": sum(recent) / len(recent),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "grad_norm": norm,
+                }
             )
         due = spec.eval_strategy == "epoch" and ends_epoch
         due |= spec.eval_strategy == "steps" and step % (spec.eval_steps or spec.logging_steps) == 0
         if job.eval_rows and (due or (step == total and spec.eval_strategy != "no")):
             eval_loss = evaluate_loss(model, job.eval_rows, job.prefix, device, rank, world)
-            hooks.log({"current_steps": step, "total_steps": total, "eval_loss": eval_loss, "epoch": step / per_epoch})
+            hooks.log(
+                {
+                    "current_steps": step,
+                    "total_steps": total,
+                    "eval_loss": eval_loss,
+                    "epoch": step / per_epoch,
+                }
+            )
         due = spec.save_strategy == "steps" and step % spec.save_steps == 0
         due |= spec.save_strategy == "epoch" and ends_epoch
         if due or step == total or hooks.stopping():
@@ -180,20 +191,30 @@ def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:
         return torch.float16
     if spec.bf16 is not None:
         return torch.bfloat16 if spec.bf16 else torch.float32
-    native = not device.startswith("cpu") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    native = (
+        not device.startswith("cpu")
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    )
     return torch.bfloat16 if native else torch.float32
 
 
 def supervised_loss(model: nn.Module, pack: Pack) -> Tensor:
     """Summed cross-entropy over the supervised tokens of one pack (a scalar, fp32)."""
     logits = model(
-        input_ids=pack.ids, position_ids=pack.positions, shape=pack.shape, logits_to_keep=pack.keep, use_cache=False
+        input_ids=pack.ids,
+        position_ids=pack.positions,
+        shape=pack.shape,
+        logits_to_keep=pack.keep,
+        use_cache=False,
     ).logits  # (1, K, V)
     return F.cross_entropy(logits[0].float(), pack.labels, reduction="sum")
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, rows: Sequence[Row], prefix: int, device: str, rank: int, world: int) -> float:
+def evaluate_loss(
+    model: nn.Module, rows: Sequence[Row], prefix: int, device: str, rank: int, world: int
+) -> float:
     """Mean loss over the supervised tokens of all `rows`, over all workers."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -239,14 +260,18 @@ class Batches:
         if self._swap:
             swapper, template = self._swap
             rng = random.Random(f"{self.job.spec.seed}/{step}/{self.rank}")
-            rows = template.rows([swapper.swap(self.job.train[i], rng, self.job.spec.entity_swap) for i in mine])
+            rows = template.rows(
+                [swapper.swap(self.job.train[i], rng, self.job.spec.entity_swap) for i in mine]
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         spec = self.job.spec
         if spec.packing == "none":
             packs = [p for row in rows for p in make_packs([row], 0, 0, train_on_prompt=spec.train_on_prompt)]
         else:
             rows.sort(key=len)
-            packs = list(make_packs(rows, self.job.prefix, PACK_TOKENS[device], train_on_prompt=spec.train_on_prompt))
+            packs = list(
+                make_packs(rows, self.job.prefix, PACK_TOKENS[device], train_on_prompt=spec.train_on_prompt)
+            )
         return packs, [r.id for r in rows]
 
 
@@ -338,7 +363,9 @@ class _Clock:
             "remaining_time": round(left, 1),
         }
 
-    def summary(self, losses: Sequence[float], eval_loss: float | None, rows: int, epoch: float) -> dict[str, Any]:
+    def summary(
+        self, losses: Sequence[float], eval_loss: float | None, rows: int, epoch: float
+    ) -> dict[str, Any]:
         spent = time.monotonic() - self.began
         return {
             "epoch": round(epoch, 4),

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
         # x (..., I), weight (O, I), a (R, I), b (O, R), all of one dtype
         flat = x.reshape(-1, x.shape[-1])
         hidden = flat @ a.t()

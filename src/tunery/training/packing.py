@@ -9,7 +9,7 @@ attend to [prefix; own] keys. All other layers run over the unpadded tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,12 +45,18 @@ class Pack:
     logical_tokens: int  # what the rows would hold unpacked
 
     def to(self, device: torch.device | str) -> Pack:
-        shape = Shape(self.shape.prefix, *(t.to(device) for t in (self.shape.index, self.shape.valid, self.shape.mask)))
-        moved = (t.to(device) for t in (self.ids, self.positions, self.keep, self.labels))
-        return Pack(*moved, shape, self.rows, self.logical_tokens)
+        s = self.shape
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            keep=self.keep.to(device),
+            labels=self.labels.to(device),
+            shape=Shape(s.prefix, s.index.to(device), s.valid.to(device), s.mask.to(device)),
+        )
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix(prompts: Sequence[list[int]]) -> int:
     """Length of the longest common beginning of all prompts, short of the last token of the shortest."""
     if not prompts:
         return 0
@@ -62,7 +68,9 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return same
 
 
-def make_packs(rows: Sequence[Row], prefix: int, max_tokens: int, *, train_on_prompt: bool = False) -> Iterator[Pack]:
+def make_packs(
+    rows: Sequence[Row], prefix: int, max_tokens: int, *, train_on_prompt: bool = False
+) -> Iterator[Pack]:
     """Cut `rows` into packs of at most `max_tokens` tokens each (a longer row gets one of its own)."""
     group: list[Row] = []
     used = prefix
