@@ -6,6 +6,7 @@ import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -136,7 +137,7 @@ def test_answers_are_those_of_transformers_and_peft(client, base, adapters, name
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     if name in adapters:
         model = PeftModel.from_pretrained(model, adapters[name].path)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
@@ -154,7 +155,7 @@ def test_the_prompt_is_that_of_training(client, base):
     from tunery.bases import load_tokenizer
 
     template = Template("chatml", load_tokenizer(base))
-    example = Example("1", tuple(Message(**m) for m in MESSAGES), None)
+    example = Example("1", (Message("user", MESSAGES[0]["content"]),), None)
     assert ask(client, "bikeshop").prompt_token_ids == template.prompts([example])[0]
 
 
@@ -286,7 +287,7 @@ def test_a_client_that_leaves_ends_its_request(service, client):
 
     def busy():
         lines = httpx.get(service.url.removesuffix("/v1") + "/metrics", trust_env=False).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
 
     long = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
     stream = ask(client, "bikeshop", stream=True, **long)
@@ -315,4 +316,4 @@ def test_the_end_of_the_block_ends_everything(running):
     stack.close()
     assert free_port("127.0.0.1", port) == port
     assert not ray_serve.status().applications
-    assert not [a for a in list_named_actors(all_namespaces=True) if a["namespace"] == "serve"]
+    assert not [actor for actor in list_named_actors(all_namespaces=True) if "SERVE" in str(actor)]

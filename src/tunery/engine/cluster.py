@@ -176,9 +176,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise ResourceError(
-                f"port {port} on {host} is not free: {reason}", hint="choose another port"
-            ) from error
+            raise ResourceError(f"port {port} on {host} is not free: {reason}", hint="choose another port") from error
         return probe.getsockname()[1]
 
 

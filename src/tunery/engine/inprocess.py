@@ -1,9 +1,9 @@
 """vLLM's engine core as a thread of the calling process.
 
-`AsyncLLM`, on which batches and the service both stand, always spawns a process for its engine core, and on CPU
-a second one for the model. Each imports vLLM anew, which for a small model costs several times what loading it
-does. Where one device serves one engine those processes buy nothing, so here the very same core loop
-(`EngineCoreProc`) runs in a thread, and requests and outputs pass as Python objects instead of through sockets.
+`AsyncLLM`, on which batches and the service both stand, always spawns a process for its engine core, and on
+CPU a second one for the model. Each imports vLLM anew, which for a small model costs several times what loading
+it does. Where one device serves one engine those processes buy nothing, so here the very same core loop
+(`EngineCoreProc`) runs in a thread; requests and outputs pass as Python objects instead of through sockets.
 
 vLLM loads `register` through its plugin entry point `vllm.general_plugins`; it does nothing unless the
 environment says `TUNERY_ENGINE_IN_PROCESS=1`. An engine over several devices or data-parallel ranks keeps
@@ -25,7 +25,7 @@ def register() -> None:
     from vllm.model_executor.models import registry
     from vllm.v1.engine.core_client import EngineCoreClient
 
-    # vLLM inspects a model class in a process of its own, lest CUDA start here; but the engine does start here.
+    # vLLM inspects a model class in a process of its own, lest CUDA start here; but the engine itself does.
     registry._run_in_subprocess = lambda fn: fn()
 
     spawn = EngineCoreClient.make_async_mp_client

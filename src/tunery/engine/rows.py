@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ class EngineRows:
     """An actor of Ray Data's pool. It runs many batches at once, so the engine stays full across their ends.
 
     In: a table with `prompt_token_ids`, and optionally `model` (an adapter's name or null) and `max_tokens`.
-    Out: the table without `prompt_token_ids` and with the struct column `completion`. What goes wrong with one
+    Out: the table without `prompt_token_ids` and with the struct column `completion`. What goes wrong with a
     row is that row's `completion.error`; raises EngineError when the engine itself fails.
     """
 
@@ -43,7 +44,12 @@ class EngineRows:
         self._sampling = dict(sampling)
         self._adapters = {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
         self._ids = itertools.count()
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(base), **engine_kwargs))
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(base), **engine_kwargs))
+        except Exception as error:
+            # Not chained: vLLM's validation errors cannot be pickled, and Ray aborts the actor over them.
+            logging.exception("The engine did not start.")
+            raise EngineError(f"the inference engine did not start: {_reason(error)}") from None
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         import pyarrow as pa
@@ -76,9 +82,9 @@ class EngineRows:
                         "completion_tokens": len(final.token_ids),
                     }
         except EngineDeadError as error:
-            raise EngineError("the inference engine has died", hint="see its log") from error
+            raise EngineError("the inference engine has died") from error
         except Exception as error:
-            answer["error"] = f"{type(error).__name__}: {error}"
+            answer["error"] = _reason(error)
         return answer
 
     def _params(self, max_tokens: int | None) -> Any:
@@ -91,6 +97,13 @@ class EngineRows:
         if isinstance(structured := sampling.get("structured_outputs"), Mapping):
             sampling["structured_outputs"] = StructuredOutputsParams(**structured)
         return SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def _reason(error: Exception) -> str:
+    """One line: pydantic's first complaint, or the error's own first line."""
+    complaints: Any = getattr(error, "errors", None)
+    text = complaints()[0]["msg"] if callable(complaints) else str(error) or type(error).__name__
+    return text.strip().splitlines()[0].removeprefix("Value error, ")
 
 
 def completion_type() -> pa.StructType:

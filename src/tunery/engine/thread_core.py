@@ -44,10 +44,10 @@ class ThreadCore(EngineCoreProc):
 
     def __init__(
         self,
+        deliver: Callable[[EngineCoreOutputs], None],
         vllm_config: VllmConfig,
         executor_class: type[Executor],
         log_stats: bool,
-        deliver: Callable[[EngineCoreOutputs], None],
     ) -> None:
         super().__init__(vllm_config, True, "", executor_class, log_stats)
         self.output_queue = Outbox(deliver)  # type: ignore[assignment]
@@ -173,11 +173,9 @@ async def _done() -> None:
     return None
 
 
-def _run_core(
-    started: Future[ThreadCore], deliver: Callable[[EngineCoreOutputs | None], None], *args: Any
-) -> None:
+def _run_core(started: Future[ThreadCore], deliver: Callable[[EngineCoreOutputs | None], None], *args: Any) -> None:
     try:
-        core = ThreadCore(*args, deliver)
+        core = ThreadCore(deliver, *args)
     except BaseException as error:
         started.set_exception(error)
         return

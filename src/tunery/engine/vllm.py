@@ -1,8 +1,8 @@
-"""vLLM behind Ray Data (`generate`, `generate_dataset`) and Ray Serve (`llm_config`; its replica is in `server`).
+"""vLLM behind Ray Data (`generate`, `generate_dataset`) and Ray Serve (`llm_config`, with `server`'s replica).
 
 The user's words for the engine are vLLM's own engine arguments. What is decided here: defaults that suit the
-device, LoRA sizes that fit the adapters, and the translation of vendors' failures into ours. Nothing here imports
-torch, ray or vllm before work begins.
+device, LoRA sizes that fit the adapters, and the translation of vendors' failures into ours. Nothing here
+imports torch, ray or vllm before work begins.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -54,7 +55,7 @@ def on_cpu() -> bool:
 
 @cache
 def _source(module: str) -> ast.Module:
-    """The syntax tree of one of vLLM's modules: to read it takes milliseconds, to import vLLM many seconds."""
+    """The syntax tree of one of vLLM's modules: reading it takes milliseconds, importing it many seconds."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         raise EngineError("vLLM is not installed", hint="install tunery[cpu] or tunery[gpu]")
@@ -88,8 +89,8 @@ def engine_kwargs(
 ) -> dict[str, Any]:
     """The engine arguments to start with: defaults for the device, LoRA sizes for the adapters, `overrides`.
 
-    Raises ConfigError for an argument vLLM does not have or that is not the user's to set, and ModelError when
-    an adapter's rank exceeds what vLLM, or the user's own max_lora_rank, allows.
+    Raises ConfigError for an argument vLLM does not have or that is not the user's to set, and ModelError
+    when an adapter's rank exceeds what vLLM, or the user's own max_lora_rank, allows.
     """
     for name in overrides:
         if name in RESERVED:
@@ -139,8 +140,8 @@ def _lora_kwargs(adapters: Sequence[Adapter], overrides: Mapping[str, Any]) -> d
 def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
     """Room for every running sequence at a usual length and one at full length, at most a quarter of memory.
 
-    A function of the machine's total memory, not of what is free now: the same spec has to resolve to the same
-    arguments, or Serve would restart replicas that have not changed.
+    A function of the machine's total memory, not of what is free now: the same spec has to resolve to the
+    same arguments, or Serve would restart replicas that have not changed.
     """
     import psutil
 
@@ -224,9 +225,10 @@ def generate_dataset(
 ) -> ray.data.Dataset:
     """Answer every row of a dataset, lazily.
 
-    Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or null)
-    and `max_tokens`; keeps every column but `prompt_token_ids`; adds the struct column `completion` (text,
-    finish_reason, prompt_tokens, completion_tokens, error). `sampling` is vLLM's SamplingParams by their names.
+    Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or
+    null) and `max_tokens`; keeps every column but `prompt_token_ids`; adds the struct column `completion`
+    (text, finish_reason, prompt_tokens, completion_tokens, error). `sampling` has the words of vLLM's
+    SamplingParams.
     """
     import ray.data
 
@@ -302,11 +304,9 @@ def _batch_size(spec: EngineSpec) -> int:
 
 
 def _engine_error(error: Exception, log_dir: Path | None) -> EngineError:
-    """One line out of Ray's many: the innermost cause."""
-    cause: BaseException = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and inner is not cause:
-        cause = inner
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    message = lines[-1] if lines else type(cause).__name__
+    """The innermost cause, as one line, of what Ray reports as pages of traceback."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    named = re.findall(r"^\s*[A-Za-z_][\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    message = named[-1] if named else text.strip().splitlines()[-1]
     log = log_dir / "engine.log" if log_dir else "Ray's worker logs in /tmp/ray/session_latest/logs"
-    return EngineError(f"the inference engine failed: {message}", hint=f"see {log}")
+    return EngineError(message, hint=f"see {log}")

@@ -50,7 +50,8 @@ class Replica(EngineReplica):
             gc.enable()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        return Front(await self._server.engine.build_asgi_app(), self)
+        engine: Any = self._server.engine
+        return Front(await engine.build_asgi_app(), self)
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         await super().reconfigure(config)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from tunery.engine.cluster import free_port, require
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError
 
 if TYPE_CHECKING:
+    import httpx
+
     from tunery.bases import Base
     from tunery.config import ServeSpec
     from tunery.engine.vllm import Adapter
@@ -25,6 +27,7 @@ APP = "tunery"
 HOST = "127.0.0.1"
 ENGINE_LOG = "engine.log"
 START_TIMEOUT = 1200.0  # seconds; a large base takes minutes to load
+ANSWER_TIMEOUT = 60.0  # seconds, for one token
 STOP_TIMEOUT = 30.0  # seconds
 
 
@@ -42,19 +45,21 @@ def serve(
 ) -> Iterator[Service]:
     """Serve `base` and `adapters` (by their keys) until the block ends; Ray must be connected.
 
-    `aliases` are further names of adapters. When the block begins every engine has answered. Raises ConfigError,
+    `aliases` are further names of adapters. When the block begins every model has answered. Raises ConfigError,
     ModelError or ResourceError before anything is started, and EngineError with the cause when the start fails.
     """
+    from ray.exceptions import RayError
+
     from tunery.engine.vllm import llm_config
 
     name = base.path.resolve().name if Path(base.name).expanduser() == base.path else base.name
-    named = [replace(adapter, name=key) for key, adapter in adapters.items()]
+    named = [replace(adapter, name=key, path=adapter.path.resolve()) for key, adapter in adapters.items()]
     _check_names(name, adapters, aliases)
     _check_address(spec.host, spec.port)
     for adapter in named:
         _check_adapter(adapter)
     engine = spec.engine.model_copy(update={"concurrency": spec.replicas})
-    config = llm_config(name, base.path, named, engine)
+    config = llm_config(name, base.path.resolve(), named, engine)
     config["log_engine_metrics"] = False  # to Ray's agents; vLLM then keeps its own, which /metrics shows
     _check_cluster(config, spec.replicas)
 
@@ -62,9 +67,12 @@ def serve(
     log_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + START_TIMEOUT
     try:
-        _deploy(spec, config, named, aliases, log_dir)
-        _await_running(deadline, log_dir)
-        _await_answers(service, [name, *adapters], deadline)
+        try:
+            _deploy(spec, config, named, aliases, log_dir)
+            _await_running(deadline, log_dir)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise EngineError(f"Ray Serve did not start: {cause(str(error))}", hint=f"its logs: {log_dir}") from error
+        _await_answers(service, [name, *adapters])
         yield service
     finally:
         _stop()
@@ -118,13 +126,13 @@ def _check_adapter(adapter: Adapter) -> None:
 def _check_cluster(config: Mapping[str, Any], replicas: int) -> None:
     """Whether the cluster is big enough, ours to serve from, and reached at this machine's own address."""
     import ray
-    from ray import serve as ray_serve
+    import ray.serve  # which sets up its logger
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it reports every step on stderr
-    if ray_serve.status().applications:
+    if _connected():
         raise ResourceError(
-            "Ray Serve already runs applications on this cluster",
-            hint="stop them (`serve shutdown`), or serve from a Ray of your own: --set ray.address=null",
+            "Ray Serve already runs on this cluster, with a port and applications of its own",
+            hint="stop it (`serve shutdown`), or serve from a Ray of your own: --set ray.address=null",
         )
     head = next((n for n in ray.nodes() if "node:__internal_head__" in n["Resources"]), None)
     if head and head["NodeID"] != ray.get_runtime_context().get_node_id():
@@ -159,18 +167,19 @@ def _deploy(
         health_check_period_s=10,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=5,
         max_constructor_retry_count=1,
         placement_group_bundles=config["placement_group_config"]["bundles"],
         placement_group_strategy="PACK",
         ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": env}},
         user_config={
-            "adapters": {adapter.name: str(adapter.path.resolve()) for adapter in adapters},
+            "adapters": {adapter.name: str(adapter.path) for adapter in adapters},
             "aliases": dict(aliases),
         },
     )
     logs = LoggingConfig(logs_dir=str(log_dir.resolve()), log_level="WARNING", enable_access_log=False)
-    target = ray_serve.RunTarget(deployment.bind(config, log_dir.resolve() / ENGINE_LOG), name=APP, route_prefix="/", logging_config=logs)
+    app = deployment.bind(config, log_dir.resolve() / ENGINE_LOG)
+    target = ray_serve.RunTarget(app, name=APP, route_prefix="/", logging_config=logs)
     with ThreadPoolExecutor(1) as pool:
         # `start` returns when the proxy is up; a replica, which takes far longer, needs the controller alone.
         starting = pool.submit(
@@ -212,31 +221,27 @@ def _await_running(deadline: float, log_dir: Path) -> None:
         time.sleep(0.2)
 
 
-def _await_answers(service: Service, models: list[str], deadline: float) -> None:
-    """Ask every model for one token, which also compiles and fills what the first real request would wait for."""
+def _await_answers(service: Service, models: list[str]) -> None:
+    """Ask every model for one token: proof that it answers, and what the first request would else wait for."""
     import httpx
 
-    with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client:
-        fault = "no answer"
-        while time.monotonic() < deadline:
-            try:
-                answer = client.get("/models")
-                if answer.status_code == 200:
-                    break
-                fault = f"HTTP {answer.status_code}"
-            except httpx.TransportError as error:
-                fault = str(error)
-            time.sleep(0.1)
-        else:
-            raise EngineError(f"{service.url} does not answer: {fault}")
+    with httpx.Client(base_url=service.url, timeout=ANSWER_TIMEOUT, trust_env=False) as client:
         for model in models:
-            body = {"model": model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1}
-            try:
-                answer = client.post("/chat/completions", json=body)
-            except httpx.TransportError as error:
-                raise EngineError(f"{model} does not answer: {error or type(error).__name__}") from None
-            if answer.status_code != 200:
-                raise EngineError(f"{model} does not answer: {answer.text}")
+            deadline = time.monotonic() + ANSWER_TIMEOUT
+            while fault := _fault(client, model):
+                if time.monotonic() > deadline:
+                    raise EngineError(f'"{model}" does not answer at {service.url}: {fault}')
+                time.sleep(0.1)  # the proxy hears of a new application a moment after it is up
+
+
+def _fault(client: httpx.Client, model: str) -> str | None:
+    import httpx
+
+    try:
+        answer = client.post("/completions", json={"model": model, "prompt": ".", "max_tokens": 1})
+    except httpx.TransportError as error:
+        return str(error) or type(error).__name__
+    return None if answer.status_code == 200 else f"HTTP {answer.status_code} {answer.text}"
 
 
 def _plain(text: str) -> str:
@@ -248,6 +253,8 @@ def cause(account: str) -> str:
     """The error at the end of a Ray traceback, as one line."""
     lines = _plain(account).rstrip().splitlines()
     last = next((i for i in range(len(lines) - 1, -1, -1) if re.match(r"([A-Za-z_]\w*\.)*[A-Z]\w*: ", lines[i])), None)
+    if last is None and "ActorDiedError" in account:
+        return "its process ended without a word, as one does that runs out of memory"
     if last is None:
         return next((line.strip() for line in reversed(lines) if line.strip()), "no reason was given")
     text = re.sub(r"^([a-z_]\w*\.)+", "", lines[last])
@@ -264,6 +271,7 @@ def _stop() -> None:
     """End the replicas, the proxy and the controller; returns when they are gone."""
     import ray
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
 
     def controller() -> Any:
         try:
@@ -271,10 +279,11 @@ def _stop() -> None:
         except ValueError:
             return None
 
-    if found := controller():
-        # `serve.shutdown` waits inside a call to the controller, which ends itself: Ray then reports a failed task.
-        ray.get(found.graceful_shutdown.remote(wait=False))
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while controller() and time.monotonic() < deadline:
-            time.sleep(0.05)
-    ray_serve.shutdown()
+    with suppress(RayError):  # what is dead already needs no stopping
+        if found := controller():
+            # `serve.shutdown` waits in a call to the controller, which kills itself: Ray then reports a failed task.
+            ray.get(found.graceful_shutdown.remote(wait=False))
+            deadline = time.monotonic() + STOP_TIMEOUT
+            while controller() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        ray_serve.shutdown()

@@ -1,0 +1,238 @@
+"""The engine against real Ray and real vLLM, on CPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tunery.config import EngineSpec
+from tunery.engine.cluster import connect, free_port, quiet, require
+from tunery.engine.vllm import Adapter, engine_args, engine_env, engine_kwargs, generate, llm_config, lora_ranks
+from tunery.errors import ConfigError, EngineError, ModelError, ResourceError
+
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+def adapter(rank: int, name: str = "names@1") -> Adapter:
+    return Adapter(name, Path("adapter"), rank)
+
+
+# -- engine arguments --
+
+
+def test_arguments_are_vllms_own():
+    assert {"max_num_seqs", "enable_lora", "gpu_memory_utilization", "enable_log_requests"} <= engine_args()
+    assert lora_ranks()[0] == 1 and 64 in lora_ranks()
+
+
+def test_unknown_argument_names_the_nearest(tiny_base):
+    with pytest.raises(ConfigError, match='no engine argument "max_num_seq"') as caught:
+        engine_kwargs(tiny_base, [], {"max_num_seq": 8})
+    assert caught.value.hint == 'did you mean "max_num_seqs"?'
+    with pytest.raises(ConfigError, match="set by tunery"):
+        engine_kwargs(tiny_base, [], {"model": "other"})
+
+
+def test_lora_is_sized_for_the_adapters(tiny_base):
+    assert "enable_lora" not in engine_kwargs(tiny_base, [], {})
+    kwargs = engine_kwargs(tiny_base, [adapter(8), adapter(20, "other@1")], {"max_num_seqs": 4})
+    assert kwargs["max_lora_rank"] == 32  # the smallest that vLLM permits
+    assert kwargs["max_loras"] == 2 and kwargs["max_num_seqs"] == 4
+
+
+def test_rank_beyond_the_users_limit_is_refused(tiny_base):
+    with pytest.raises(ModelError, match="rank 20, but max_lora_rank is 16") as caught:
+        engine_kwargs(tiny_base, [adapter(20)], {"max_lora_rank": 16})
+    assert "32" in (caught.value.hint or "")
+    with pytest.raises(ModelError, match="rank 4096"):
+        engine_kwargs(tiny_base, [adapter(4096)], {})
+
+
+def test_one_spec_resolves_to_one_config(tiny_base):
+    """Serve restarts replicas whose configuration differs."""
+    first, second = (llm_config("tiny", tiny_base, [adapter(8)], EngineSpec()) for _ in range(2))
+    assert first == second
+
+
+# -- cluster --
+
+
+def test_an_address_that_does_not_answer():
+    with pytest.raises(ResourceError, match="connection refused"), connect("127.0.0.1:1"):
+        pass
+    with pytest.raises(ResourceError, match="no address of a Ray cluster"), connect("cluster"):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ResourceError, match="something else is listening"), connect(address):
+            pass
+
+
+def test_missing_resources_are_named(ray_session):
+    require({"CPU": 1})
+    with pytest.raises(ResourceError, match="2 GPU are needed and the cluster has 0"):
+        require({"CPU": 1, "GPU": 1}, 2)
+
+
+def test_connect_reuses_what_is_there(ray_session):
+    import ray
+
+    with connect("127.0.0.1:1"):
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+
+
+def test_free_port():
+    port = free_port("127.0.0.1", 0)
+    assert free_port("127.0.0.1", port) == port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ResourceError, match="not free"):
+        free_port("127.0.0.1", port)
+
+
+def test_quiet_takes_the_output_and_gives_the_terminal_back(tmp_path, capfd):
+    outer, inner = tmp_path / "logs" / "outer.log", tmp_path / "inner.log"
+    with pytest.raises(RuntimeError), quiet(outer):
+        os.write(1, b"from C\n")
+        with quiet(inner):
+            os.write(2, b"nested\n")
+        os.write(2, b"outer again\n")
+        raise RuntimeError
+    os.write(1, b"terminal\n")
+    assert outer.read_text() == "from C\nouter again\n"
+    assert inner.read_text() == "nested\n"
+    assert capfd.readouterr().out == "terminal\n"
+
+
+# -- batches --
+
+
+@pytest.fixture(scope="module")
+def answers(ray_session, tiny_base, tiny_adapter, tmp_path_factory):
+    """One engine's answers to requests of every kind, by id."""
+    prompt = list(range(3, 40))
+    requests = [
+        {"id": "base", "prompt_token_ids": prompt, "model": None, "max_tokens": 8},
+        {"id": "again", "prompt_token_ids": prompt, "model": None, "max_tokens": 8},
+        {"id": "short", "prompt_token_ids": prompt, "model": None, "max_tokens": 3},
+        {"id": "adapter", "prompt_token_ids": prompt, "model": "names@1", "max_tokens": 8},
+        {"id": "unknown", "prompt_token_ids": prompt, "model": "names@2", "max_tokens": 8},
+        {"id": "long", "prompt_token_ids": prompt * 100, "model": None, "max_tokens": 8},
+        *({"id": f"{i}", "prompt_token_ids": [i + 3], "model": None, "max_tokens": 4} for i in range(100)),
+    ]
+    completions = generate(
+        requests,
+        base=tiny_base,
+        adapters=[Adapter("names@1", tiny_adapter, 8)],
+        spec=EngineSpec(engine_kwargs={"max_num_seqs": 16}),
+        sampling=GREEDY | {"allowed_token_ids": list(range(3, 259))},
+        log_dir=tmp_path_factory.mktemp("logs"),
+    )
+    completions = list(completions)
+    assert len(completions) == len(requests)
+    return {completion.example_id: completion for completion in completions}
+
+
+def test_every_request_is_answered(answers):
+    assert all(answers[str(i)].error is None for i in range(100))
+    base = answers["base"]
+    assert (base.prompt_tokens, base.completion_tokens, base.finish_reason) == (37, 8, "length")
+    assert base.text and base.text == answers["again"].text
+    assert answers["short"].completion_tokens == 3
+
+
+def test_an_adapter_is_addressed_by_name(answers):
+    assert answers["adapter"].error is None
+    assert answers["adapter"].text != answers["base"].text
+
+
+def test_a_row_that_fails_is_one_row(answers):
+    assert answers["unknown"].error == "no adapter is named 'names@2'"
+    assert "maximum context length is 2048" in (answers["long"].error or "")
+    assert answers["long"].text == ""
+
+
+def test_an_engine_that_does_not_start_says_why_in_one_line(ray_session, tiny_base, tmp_path):
+    requests = [{"id": "1", "prompt_token_ids": [3], "model": None, "max_tokens": 1}]
+    spec = EngineSpec(engine_kwargs={"max_model_len": 1_000_000})
+    with pytest.raises(EngineError, match="did not start: .*max_model_len") as caught:
+        list(generate(requests, base=tiny_base, adapters=[], spec=spec, sampling=GREEDY, log_dir=tmp_path))
+    assert "\n" not in caught.value.message
+    assert str(tmp_path) in (caught.value.hint or "")
+    assert "did not start" in (tmp_path / "engine.log").read_text()
+
+
+# -- the core in a thread --
+
+
+def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_adapter):
+    """In a process of its own, since vLLM leaves traces in the process it runs in."""
+    import ray
+
+    kwargs = engine_kwargs(tiny_base, [Adapter("names@1", tiny_adapter, 8)], {"max_num_seqs": 8})
+
+    @ray.remote(num_cpus=1, runtime_env={"env_vars": engine_env()})
+    def scenario() -> dict[str, object]:
+        import asyncio
+
+        import psutil
+        from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        async def run() -> dict[str, object]:
+            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(tiny_base), **kwargs))
+            seen: dict[str, object] = {"client": type(engine.engine_core).__name__}
+
+            async def ask(name: str, max_tokens: int = 8) -> list[int]:
+                params = SamplingParams(max_tokens=max_tokens, **GREEDY)
+                tokens: list[int] = []
+                async for output in engine.generate(TokensPrompt(prompt_token_ids=[3, 4, 5]), params, name):
+                    tokens = list(output.outputs[0].token_ids)
+                return tokens
+
+            seen["alone"] = await ask("alone")
+            seen["together"] = await asyncio.gather(*(ask(f"together-{i}") for i in range(20)))
+            seen["children"] = [child.name() for child in psutil.Process().children(recursive=True)]
+
+            left = asyncio.create_task(ask("left", 2000))
+            await asyncio.sleep(0.2)
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            await ask("after an abort")
+            seen["unfinished"] = engine.engine_core._core.scheduler.get_num_unfinished_requests()
+
+            seen["added"] = await engine.add_lora(LoRARequest("names@1", 7, str(tiny_adapter)))
+            seen["loras"] = await engine.list_loras()
+            seen["removed"] = await engine.remove_lora(7)
+            seen["reset"] = await engine.reset_prefix_cache()
+            try:
+                await engine.collective_rpc("no_such_method")
+            except Exception as error:
+                seen["refused"] = str(error)
+
+            def explode() -> None:
+                raise RuntimeError("a step has failed")
+
+            engine.engine_core._core.step_fn = explode
+            for attempt in ("dying", "dead"):
+                try:
+                    await asyncio.wait_for(ask(attempt), timeout=30)
+                except EngineDeadError:
+                    seen[attempt] = engine.errored
+            engine.shutdown()
+            seen["thread"] = engine.engine_core._thread.is_alive()
+            return seen
+
+        return asyncio.run(run())
+
+    seen = ray.get(scenario.remote(), timeout=300)
+    assert seen["client"] == "ThreadCoreClient" and seen["children"] == []
+    assert len(seen["alone"]) == 8 and seen["together"] == [seen["alone"]] * 20
+    assert seen["unfinished"] == 0
+    assert (seen["added"], set(seen["loras"]), seen["removed"], seen["reset"]) == (True, {7}, True, True)
+    assert "no_such_method" in seen["refused"]
+    assert seen["dying"] is True and seen["dead"] is True and seen["thread"] is False

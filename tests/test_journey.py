@@ -1,0 +1,269 @@
+"""From rows to answers through the public functions: real Ray Train, a real engine, files on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tunery
+from tests.conftest import make_adapter
+from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, TrainError
+from tunery.ops import registry, runs, verbs
+from tunery.ops.scaffold import init
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+SETTINGS = {
+    "dataset": "shop-train", "eval_dataset": "shop-test", "template": "chatml", "lora_rank": 8, "max_steps": 8,
+    "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 2, "save_steps": 4, "bf16": False,
+    "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+def write_rows(folder: Path, n: int = 24) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["red", "green", "blue", "black"]
+    for split, count in (("train", n), ("test", 4)):
+        lines = [
+            {"instruction": "Name the colour as colour(name[...]).", "input": f"{words[i % 4]} bike {i}",
+             "output": f"colour(name[{words[i % 4]}])"}
+            for i in range(count)
+        ]  # fmt: skip
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output"}}
+    registered = {f"shop-{s}": {"file_name": f"{s}.jsonl"} | entry for s in ("train", "test")}
+    (folder / "dataset_info.json").write_text(json.dumps(registered))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_base):
+    """A project whose model has been trained once."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_rows(folder / "data")
+    return verbs.as_project(
+        {
+            "model": "shop",
+            "home": str(folder),
+            "train": SETTINGS | {"model_name_or_path": str(tiny_base)},
+            "eval": {"sampling": {"max_tokens": 12}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    events = []
+    run = tunery.train(project, observer=events.append)
+    return run, events
+
+
+def test_training_leaves_llama_factorys_files_and_a_version(project, trained):
+    run, events = trained
+    assert run.state == "succeeded"
+    output = Path(run.result["output"])
+    for name in (
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "trainer_state.json",
+        "trainer_log.jsonl", "train_results.json", "eval_results.json", "all_results.json", "training_loss.png",
+        "training_eval_loss.png", "checkpoint-4", "checkpoint-8",
+    ):  # fmt: skip
+        assert (output / name).exists(), name
+    log = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert [row["current_steps"] for row in log if "loss" in row] == [2, 4, 6, 8]
+    assert (output / "training_loss.png").read_bytes().startswith(b"\x89PNG")
+    version = registry.get(Path(project.home), "shop")
+    assert (version.ref, version.rank, version.run_id) == ("shop@1", 8, run.id)
+    assert version.instruction == "Name the colour as colour(name[...])."
+    assert {e["event"] for e in events} >= {"plan", "run", "train"}
+    assert runs.metrics(run)[0]["loss"] == log[0]["loss"]
+
+
+def test_two_workers_reach_the_same_adapter(project, trained):
+    spec = project.model_copy(deep=True)
+    spec.model = "pair"
+    spec.train.ray_num_workers = 2
+    spec.train.per_device_train_batch_size = 2
+    run = tunery.train(spec)
+    from safetensors.torch import load_file
+
+    one = load_file(Path(trained[0].result["adapter"]) / "adapter_model.safetensors")
+    two = load_file(Path(run.result["adapter"]) / "adapter_model.safetensors")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_evaluation_scores_base_and_version_on_one_engine(project, trained):
+    report = tunery.evaluate(project)
+    assert set(report.metrics) == {"base", "shop@1"}
+    assert report.n == 4
+    assert all(a["error"] is None for s in report.samples for a in s["answers"].values())
+    run = next(r for r in runs.list_runs(Path(project.home)) if r.kind == "eval")
+    saved = json.loads((run.path / "report.json").read_text())
+    assert saved["metrics"]["shop@1"]["slot_f1"]["n"] == 4
+    assert saved["samples"][0]["answers"]["base"]["finish_reason"] in ("stop", "length")
+
+
+def test_engine_answers_equal_transformers_with_the_adapter(project, trained):
+    """The prompt that the engine got, and the adapter it applied, are those of training."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    loaded = verbs.load_model(project, "shop@1")
+    data = tunery.load("shop-test", str(Path(project.home) / "data"))
+    prompts = loaded.template.prompts(data.examples)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(loaded.base.path, dtype=torch.float32), loaded.version.adapter
+    )
+    report = tunery.evaluate(project)
+    same = 0
+    for sample, prompt in zip(report.samples, prompts, strict=True):
+        out = model.generate(
+            input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=loaded.template.stop_ids
+        )
+        text = loaded.template.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip()
+        same += text == sample["answers"]["shop@1"]["text"]
+    assert same >= 3  # one near-tie in low precision is forgiven
+
+
+def test_batch_answers_every_row_in_order(project, trained, tmp_path):
+    source, output = tmp_path / "rows.csv", tmp_path / "answers.jsonl"
+    source.write_text("id,text\n7,red bike 1\n8,blue bike 2\n9,black bike 3\n")
+    spec = project.model_copy(deep=True)
+    spec.batch.input, spec.batch.output = str(source), str(output)
+    spec.batch.sampling.max_tokens = 12
+    result = tunery.batch(spec)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert (result.rows, result.failed) == (3, 0)
+    assert [r["id"] for r in rows] == ["7", "8", "9"]
+    assert all(r["error"] is None and r["completion_tokens"] > 0 for r in rows)
+    with pytest.raises(ConfigError, match="exists already"):
+        tunery.batch(spec)
+    spec.batch.output, spec.batch.column = str(tmp_path / "b.jsonl"), "body"
+    with pytest.raises(DataError, match='no column "body"'):
+        tunery.batch(spec)
+
+
+def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(project, trained, tmp_path):
+    """Kill -9 of the driver after its first checkpoint; the resumed adapter equals the undisturbed one."""
+    home = tmp_path / "killed"
+    spec = project.model_copy(deep=True, update={"home": str(home)})
+    spec.train.dataset_dir = str(Path(project.home) / "data")
+    code = (
+        "import sys, tunery\n"
+        "from tunery.config import Project\n"
+        "def say(e):\n"
+        "    if e.get('current_steps') == 6: print('now', flush=True); import time; time.sleep(60)\n"
+        "tunery.train(Project.model_validate_json(sys.argv[1]), observer=say)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, spec.model_dump_json()], stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline().strip() == "now"
+        process.send_signal(signal.SIGKILL)
+    (run,) = runs.list_runs(home)
+    assert run.state == "interrupted"
+    assert (run.path / "output" / "checkpoint-4").is_dir()
+    assert registry.list_versions(home) == []
+    time.sleep(1)
+
+    changed = spec.model_copy(deep=True)
+    changed.train.learning_rate = 1e-4
+    with pytest.raises(RunError, match="other settings: learning_rate"):
+        tunery.train(changed, resume="last")
+
+    again = tunery.train(spec, resume="last")
+    assert (again.id, again.state) == (run.id, "succeeded")
+    straight = Path(trained[0].result["adapter"]) / "adapter_model.safetensors"
+    assert (Path(again.result["adapter"]) / "adapter_model.safetensors").read_bytes() == straight.read_bytes()
+
+
+def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
+    spec = project.model_copy(deep=True)
+    spec.train.learning_rate = 1e30
+    with pytest.raises(TrainError, match="not finite") as caught:
+        tunery.train(spec)
+    assert "shop-train-" in (caught.value.hint or "")
+    assert runs.list_runs(Path(project.home))[0].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dataset": "nope"}, DataError, "nope"),
+        ({"dataset": None}, ConfigError, "no training dataset"),
+        ({"model_name_or_path": "./nowhere"}, ModelError, "no such base model"),
+        ({"template": "lama3"}, ConfigError, "unknown template"),
+        ({"cutoff_len": 40}, DataError, "longer than 40 tokens"),
+        ({"resources_per_worker": {"GPU": 1}}, ResourceError, "GPU"),
+        ({"resources_per_worker": {"CPU": 999}}, ResourceError, "999 CPU"),
+        ({"lora_target": "qkv"}, ModelError, "linear layers are"),
+        ({"packing": "shared_prefix", "lora_dropout": 0.1}, ConfigError, "not exact"),
+    ],
+)
+def test_what_cannot_work_is_said_before_it_starts(project, change, error, message):
+    spec = project.model_copy(deep=True)
+    for key, value in change.items():
+        setattr(spec.train, key, value)
+    with pytest.raises(error) as caught:
+        tunery.train(spec)
+    assert message in f"{caught.value} {caught.value.hint}"
+
+
+def test_overlong_rows_can_be_dropped_or_cut_and_it_is_said(project):
+    from tunery.training import prepare
+
+    spec = verbs.placed_train(project)
+    longest = max(map(len, prepare(spec).rows))
+    dropped = prepare(spec.model_copy(update={"cutoff_len": longest - 1, "overlong": "drop"}))
+    assert 0 < len(dropped.rows) < 24
+    assert "dropped" in dropped.notes[0]
+    cut = prepare(spec.model_copy(update={"cutoff_len": longest - 1, "overlong": "truncate"}))
+    assert len(cut.rows) == 24
+    assert max(map(len, cut.rows)) == longest - 1
+
+
+def test_a_version_of_another_base_or_rank_is_refused(project, trained, tiny_base, tmp_path):
+    home = Path(project.home)
+    version = registry.get(home, "shop@1")
+    file = version.adapter / "version.json"
+    honest = file.read_text()
+    try:
+        for key, value, message in (
+            ("base_digest", "0" * 16, "another base"),
+            ("template_digest", "0" * 16, "another prompt layout"),
+            ("rank", 4, "has rank 8"),
+        ):
+            file.write_text(json.dumps(json.loads(honest) | {key: value}))
+            with pytest.raises(ModelError, match=message):
+                verbs.load_model(project, "shop@1")
+    finally:
+        file.write_text(honest)
+    spec = project.model_copy(deep=True)
+    spec.eval.engine.engine_kwargs = {"max_lora_rank": 4}
+    with pytest.raises(ModelError, match="max_lora_rank"):
+        tunery.evaluate(spec)
+    make_adapter(tiny_base, tmp_path / "loose")
+    assert registry.adapter_config(tmp_path / "loose")["r"] == 8
+    with pytest.raises(ModelError, match="not a PEFT adapter"):
+        registry.adapter_config(tmp_path)
+
+
+def test_init_writes_a_project_that_loads(tmp_path):
+    write_rows(tmp_path / "rows")
+    file = init(tmp_path / "p", tmp_path / "rows")
+    spec = verbs.as_project(file)
+    assert (spec.model, spec.train.dataset, spec.eval.dataset) == ("shop", "shop-train", "shop-test")
+    with pytest.raises(ConfigError, match="exists already"):
+        init(tmp_path / "p")
+    embedded = verbs.as_project(init(tmp_path / "q"))
+    data = tunery.load(embedded.train.dataset, str(tmp_path / "q" / "data"))
+    assert len(data) == 1500
