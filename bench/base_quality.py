@@ -1,8 +1,8 @@
 """How well a base fine-tunes: the product's own loop, then greedy answers scored by the Task, over seeds.
 
-    python bench/base_quality.py BASE DATA --train viggo-train --test viggo-val --rows 1000 --seeds 3 [KEY=VALUE ...]
+    python bench/base_quality.py BASE DATA --train viggo-train --test viggo-val --rows 1000 --seeds 3 [--set KEY=VALUE ...]
 
-Runs without Ray and vLLM, on a GPU if there is one. KEY=VALUE are training keys. Prints a row a run, and the mean.
+Runs without Ray and vLLM, on a GPU if there is one. `--set` takes training keys. Prints a row a run, and the mean.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--untuned", action="store_true")
-    parser.add_argument("sets", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     base = find_base(args.base)
     template = Template("chatml", load_tokenizer(base))

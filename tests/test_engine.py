@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,12 +96,12 @@ def test_free_port():
 
 def test_quiet_takes_the_output_and_gives_the_terminal_back(tmp_path, capfd):
     outer, inner = tmp_path / "logs" / "outer.log", tmp_path / "inner.log"
-    with pytest.raises(RuntimeError), quiet(outer):
+    with suppress(KeyboardInterrupt), quiet(outer):
         os.write(1, b"from C\n")
         with quiet(inner):
             os.write(2, b"nested\n")
         os.write(2, b"outer again\n")
-        raise RuntimeError
+        raise KeyboardInterrupt
     os.write(1, b"terminal\n")
     assert outer.read_text() == "from C\nouter again\n"
     assert inner.read_text() == "nested\n"
@@ -157,7 +159,7 @@ def test_a_row_that_fails_is_one_row(answers):
 def test_an_engine_that_does_not_start_says_why_in_one_line(ray_session, tiny_base, tmp_path):
     requests = [{"id": "1", "prompt_token_ids": [3], "model": None, "max_tokens": 1}]
     spec = EngineSpec(engine_kwargs={"max_model_len": 1_000_000})
-    with pytest.raises(EngineError, match="did not start: .*max_model_len") as caught:
+    with pytest.raises(EngineError, match=r"did not start: .*max_model_len") as caught:
         list(generate(requests, base=tiny_base, adapters=[], spec=spec, sampling=GREEDY, log_dir=tmp_path))
     assert "\n" not in caught.value.message
     assert str(tmp_path) in (caught.value.hint or "")
@@ -174,7 +176,7 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
     kwargs = engine_kwargs(tiny_base, [Adapter("names@1", tiny_adapter, 8)], {"max_num_seqs": 8})
 
     @ray.remote(num_cpus=1, runtime_env={"env_vars": engine_env()})
-    def scenario() -> dict[str, object]:
+    def scenario() -> dict[str, Any]:
         import asyncio
 
         import psutil
@@ -183,9 +185,10 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        async def run() -> dict[str, object]:
+        async def run() -> dict[str, Any]:
             engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(tiny_base), **kwargs))
-            seen: dict[str, object] = {"client": type(engine.engine_core).__name__}
+            client: Any = engine.engine_core
+            seen: dict[str, Any] = {"client": type(client).__name__}
 
             async def ask(name: str, max_tokens: int = 8) -> list[int]:
                 params = SamplingParams(max_tokens=max_tokens, **GREEDY)
@@ -203,7 +206,7 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
             left.cancel()
             await asyncio.gather(left, return_exceptions=True)
             await ask("after an abort")
-            seen["unfinished"] = engine.engine_core._core.scheduler.get_num_unfinished_requests()
+            seen["unfinished"] = client._core.scheduler.get_num_unfinished_requests()
 
             seen["added"] = await engine.add_lora(LoRARequest("names@1", 7, str(tiny_adapter)))
             seen["loras"] = await engine.list_loras()
@@ -217,19 +220,19 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
             def explode() -> None:
                 raise RuntimeError("a step has failed")
 
-            engine.engine_core._core.step_fn = explode
+            client._core.step_fn = explode
             for attempt in ("dying", "dead"):
                 try:
                     await asyncio.wait_for(ask(attempt), timeout=30)
                 except EngineDeadError:
                     seen[attempt] = engine.errored
             engine.shutdown()
-            seen["thread"] = engine.engine_core._thread.is_alive()
+            seen["thread"] = client._thread.is_alive()
             return seen
 
         return asyncio.run(run())
 
-    seen = ray.get(scenario.remote(), timeout=300)
+    seen: dict[str, Any] = ray.get(scenario.remote(), timeout=300)
     assert seen["client"] == "ThreadCoreClient" and seen["children"] == []
     assert len(seen["alone"]) == 8 and seen["together"] == [seen["alone"]] * 20
     assert seen["unfinished"] == 0

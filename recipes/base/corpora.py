@@ -8,7 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,6 +58,51 @@ def pairs(folder: Path) -> Iterator[tuple[str, str]]:
                 yield row["text"], row["mr"]
 
 
+_WORD = re.compile(r"[^\W_]+")
+YES_NO = {"yes", "no", "true", "false", "dontcare", "?", "", "none"}
+
+
+def _stems(text: str) -> set[str]:
+    """Lower-case words cut to five letters; camelCase and runs like `isforbusiness` stay what they are."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return {word[:5] for word in _WORD.findall(spaced.lower())}
+
+
+def clues(rows: list[tuple[str, Parsed]], values: dict[str, list[str]]) -> dict[tuple[str, str], set[str]]:
+    """For each value of a closed set, the words that give it away: rows with the word mostly have the value."""
+    words: Counter[str] = Counter()
+    both: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for text, acts in rows:
+        stems = _stems(text)
+        words.update(stems)
+        for pair in {(a, x) for _, args in acts for a, x in args if values.get(a)}:
+            both[pair].update(stems)
+    return {
+        pair: {word for word, n in counts.items() if n >= 12 and n > 0.8 * words[word]}
+        for pair, counts in both.items()
+    }
+
+
+def inferable(text: str, acts: Parsed, known: dict[tuple[str, str], set[str]]) -> bool:
+    """Whether every value of the row can be told from its text."""
+    stems, lower = _stems(text), text.lower()
+    for _, args in acts:
+        for attribute, value in args:
+            if value.lower() in YES_NO:
+                flat = attribute.lower()
+                if any(len(stem) > 2 and stem[:4] in flat for stem in stems) or known.get((attribute, value), set()) & stems:
+                    continue
+                return False
+            if f"the {value}" in lower and f"The {value}" in text and attribute.lower() in ("name", "near"):
+                return False  # the corpus is not sure whether the article belongs to the name
+            own = _stems(value)
+            if value.lower() in lower or len(own & stems) * 2 > len(own):
+                continue
+            if not known.get((attribute, value), set()) & stems:
+                return False
+    return True
+
+
 @dataclass(slots=True)
 class Corpus:
     """One file: parsed rows, its functions, and per attribute the values seen (all of them if few)."""
@@ -88,6 +134,8 @@ def load(folder: Path) -> list[Corpus]:
                     for attribute, value in args:
                         seen[attribute].add(value)
         values = {a: sorted(s) if len(s) <= 12 else [] for a, s in seen.items()}
+        known = clues(rows, values)
+        rows = [(text, acts) for text, acts in rows if inferable(text, acts, known)]
         wide = {a for a, s in seen.items() if len(s) > 25}
         found.append(Corpus(path.name.split(".")[0], rows, sorted(functions), values, wide))
     return found
@@ -115,7 +163,7 @@ def make_group(rng: random.Random, folder: Path) -> Group:
     """One group from a random corpus."""
     corpus = v.pick(rng, load(folder))
     style = make_style(rng)
-    n = 5 + int(rng.random() * 8)
+    n = 6 + int(rng.random() * 9)
     picked = [v.pick(rng, corpus.rows) for _ in range(n)]
     used_f = {name for _, acts in picked for name, _ in acts}
     used_a = {a for _, acts in picked for _, args in acts for a, _ in args}

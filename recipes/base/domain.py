@@ -57,27 +57,40 @@ BOOL_SHAPES: dict[str, dict[str, list[str]]] = {
     },
 }
 
-# Two and more yes/no attributes said at once: {p} and {q} affirmed, {m} and {k} denied.
+# Several yes/no attributes said at once. "+-": {p} is the affirmed list, {m} the denied one; "++" and "--": {p}, {q}
+# and {m}, {k} are the list without its last item and the last item. Predicates, then modifiers.
 JOINT: dict[str, dict[str, list[str]]] = {
     "have": {
-        "+-": "has {p} but no {m}|offers {p}, but not {m}|comes with {p} but lacks {m}|has no {m}, but it does have {p}|has {p} though not {m}|doesn't have {m} but does offer {p}".split("|"),
-        "++": "has both {p} and {q}|comes with {p} and {q}|offers {p} as well as {q}|has {p}, and {q} too".split("|"),
-        "--": "has neither {m} nor {k}|doesn't have {m} or {k}|lacks both {m} and {k}|comes without {m} and {k}|has no {m} and no {k} either".split("|"),
+        "+-": "has {p} but no {m}|offers {p}, but not {m}|comes with {p} but lacks {m}|has no {m}, but it does have {p}|has {p} though not {m}|doesn't have {m} but does offer {p}|has {p} but does not have {m}|may lack {m} but has {p}|gives you {p}, just not {m}".split("|"),
+        "++": "has both {p} and {q}|comes with {p} and {q}|offers {p} as well as {q}|has {p}, and {q} too|has {p} plus {q}|not only has {p} but also {q}|has {p} along with {q}".split("|"),
+        "--": "has neither {m} nor {k}|doesn't have {m} or {k}|lacks both {m} and {k}|comes without {m} and {k}|has no {m} and no {k} either|has no {m} or {k}|does not offer {m}, nor does it have {k}".split("|"),
+        "mod+-": "with {p} but no {m}|with {p} but without {m}|with {p}, though not {m}|that has {p} but not {m}|without {m} but with {p}|offering {p} but no {m}".split("|"),
+        "mod++": "with {p} and {q}|with both {p} and {q}|that has {p} as well as {q}|offering {p} plus {q}".split("|"),
+        "mod--": "with neither {m} nor {k}|without {m} or {k}|that has no {m} and no {k}|lacking {m} and {k}|that doesn't have {m} or {k}".split("|"),
     },
     "be": {
-        "+-": "is {p} but not {m}|is not {m}, but it is {p}|is {p}, though not {m}|isn't {m} but {p}".split("|"),
-        "++": "is both {p} and {q}|is {p} and also {q}|is {p} as well as {q}".split("|"),
-        "--": "is neither {m} nor {k}|isn't {m} or {k}|is not {m} and not {k} either".split("|"),
+        "+-": "is {p} but not {m}|is not {m}, but it is {p}|is {p}, though not {m}|isn't {m} but {p}|is {p} without being {m}|is {p} yet not {m}".split("|"),
+        "++": "is both {p} and {q}|is {p} and also {q}|is {p} as well as {q}|is not only {p} but also {q}".split("|"),
+        "--": "is neither {m} nor {k}|isn't {m} or {k}|is not {m} and not {k} either|is not {m}, nor is it {k}".split("|"),
+        "mod+-": "that is {p} but not {m}|that isn't {m} but {p}|that's {p}, though not {m}".split("|"),
+        "mod++": "that is both {p} and {q}|that's {p} and {q}".split("|"),
+        "mod--": "that is neither {m} nor {k}|that isn't {m} or {k}".split("|"),
     },
     "on": {
-        "+-": "is available on {p} but not on {m}|is out on {p}, though not on {m}|isn't on {m} but is on {p}|can be had on {p} but not {m}".split("|"),
-        "++": "is available on {p} and {q}|is out on both {p} and {q}|can be had on {p} as well as {q}".split("|"),
-        "--": "is on neither {m} nor {k}|isn't available on {m} or {k}|is not out on {m} and not on {k}".split("|"),
+        "+-": "is available on {p} but not on {m}|is out on {p}, though not on {m}|isn't on {m} but is on {p}|can be had on {p} but not {m}|is available on {p} but not {m}|comes on {p} and not on {m}|is on {p}, just not on {m}|is not out on {m}, only on {p}".split("|"),
+        "++": "is available on {p} and {q}|is out on both {p} and {q}|can be had on {p} as well as {q}|is on {p} and also on {q}|comes on {p} and {q}".split("|"),
+        "--": "is on neither {m} nor {k}|isn't available on {m} or {k}|is not out on {m} and not on {k}|is not available on {m}, nor on {k}|can't be had on {m} or {k}".split("|"),
+        "mod+-": "on {p} but not {m}|available on {p} but not on {m}|that is on {p} but not on {m}|out on {p} though not {m}|on {p} and not on {m}".split("|"),
+        "mod++": "on {p} and {q}|available on both {p} and {q}|that is on {p} as well as {q}".split("|"),
+        "mod--": "on neither {m} nor {k}|not available on {m} or {k}|that isn't on {m} or {k}".split("|"),
     },
     "allow": {
-        "+-": "allows {p} but not {m}|accepts {p}, though no {m}|doesn't allow {m}, but {p} are fine|welcomes {p} but bans {m}".split("|"),
+        "+-": "allows {p} but not {m}|accepts {p}, though no {m}|doesn't allow {m}, but {p} are fine|welcomes {p} but bans {m}|permits {p}, just not {m}".split("|"),
         "++": "allows both {p} and {q}|accepts {p} and {q}|welcomes {p} as well as {q}".split("|"),
         "--": "allows neither {m} nor {k}|doesn't allow {m} or {k}|bans both {m} and {k}".split("|"),
+        "mod+-": "that allows {p} but not {m}|accepting {p} but no {m}".split("|"),
+        "mod++": "that allows {p} and {q}|where you can have {p} and {q}".split("|"),
+        "mod--": "that allows neither {m} nor {k}|where you can't have {m} or {k}".split("|"),
     },
 }  # fmt: skip
 
@@ -175,19 +188,34 @@ def parse_attr(line: str) -> Attr:
         things = attr.roles.get("n") or attr.roles.get("a") or [attr.names[0]]
         attr.roles["n"] = things
         for role, templates in BOOL_SHAPES.get(attr.shape, {}).items():
-            attr.roles[role] = templates
+            # Paraphrases of the attribute's own weigh as much as the general forms.
+            own = attr.roles.get(role, [])
+            attr.roles[role] = templates + own * (len(templates) // (2 * len(own)) + 1 if own else 0)
     attr.roles.setdefault("n", attr.names[:1])
     return attr
 
 
 @lru_cache(maxsize=1)
-def domains() -> list[Domain]:
-    """Every domain of the data files."""
-    common = {}
+def common() -> dict[str, Attr]:
+    """The shared attributes by name."""
+    found: dict[str, Attr] = {}
     for line in (FOLDER / "common.txt").read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             name, _, rest = line.partition(" = ")
-            common[name] = rest
+            found[name] = parse_attr(rest)
+    return found
+
+
+@lru_cache(maxsize=1)
+def general() -> list[Attr]:
+    """The shared attributes that fit any domain."""
+    names = "rating price fee city year popularity age level status refund online colour size language released maker"
+    return [common()[name] for name in names.split()]
+
+
+@lru_cache(maxsize=1)
+def domains() -> list[Domain]:
+    """Every domain of the data files."""
     found: list[Domain] = []
     for file in DOMAIN_FILES:
         for line in (FOLDER / f"{file}.txt").read_text(encoding="utf-8").splitlines():
@@ -197,7 +225,7 @@ def domains() -> list[Domain]:
             elif line.startswith("key "):
                 found[-1].key = parse_attr(line[4:])
             elif line.startswith("@"):
-                found[-1].attrs.append(parse_attr(common[line[1:].strip()]))
+                found[-1].attrs.append(common()[line[1:].strip()])
             elif line.strip():
                 found[-1].attrs.append(parse_attr(line))
     return found

@@ -1,13 +1,16 @@
-"""Qwen2 in plain PyTorch with shared-prefix attention, named like the transformers model so that weights carry over."""
+"""Llama in plain PyTorch with shared-prefix attention, named like the transformers model so that weights carry over."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tokenizer import END, PAD, TOKENIZER_FILES
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -53,13 +56,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; biases on q, k, v only."""
+    """Grouped-query attention without biases."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(size.hidden, size.heads * 64)
-        self.k_proj = nn.Linear(size.hidden, size.kv_heads * 64)
-        self.v_proj = nn.Linear(size.hidden, size.kv_heads * 64)
+        self.q_proj = nn.Linear(size.hidden, size.heads * 64, bias=False)
+        self.k_proj = nn.Linear(size.hidden, size.kv_heads * 64, bias=False)
+        self.v_proj = nn.Linear(size.hidden, size.kv_heads * 64, bias=False)
         self.o_proj = nn.Linear(size.heads * 64, size.hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
@@ -128,8 +131,6 @@ class Base(nn.Module):
             if p.dim() == 2:
                 last = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * size.layers) ** 0.5 if last else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
 
     def forward(self, ids: Tensor, position: Tensor, mask: Mask) -> Tensor:
         """Logits [batch, length, vocab] of ids, position [batch, length]."""
@@ -167,9 +168,9 @@ def block_mask(group: Tensor, segment: Tensor) -> BlockMask:
 
 def hf_config(size: Size, pad: int, eos: int) -> Any:
     """The transformers configuration of the model."""
-    from transformers import Qwen2Config
+    from transformers import LlamaConfig
 
-    return Qwen2Config(
+    return LlamaConfig(
         vocab_size=size.vocab,
         hidden_size=size.hidden,
         intermediate_size=size.ff,
@@ -180,7 +181,9 @@ def hf_config(size: Size, pad: int, eos: int) -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
         rms_norm_eps=EPS,
         tie_word_embeddings=True,
-        use_sliding_window=False,
+        head_dim=64,
+        attention_bias=False,
+        mlp_bias=False,
         pad_token_id=pad,
         bos_token_id=None,
         eos_token_id=eos,
@@ -188,10 +191,10 @@ def hf_config(size: Size, pad: int, eos: int) -> Any:
 
 
 def to_hf(model: Base, pad: int, eos: int) -> Any:
-    """A transformers Qwen2ForCausalLM with the model's weights, in bf16."""
-    from transformers import GenerationConfig, Qwen2ForCausalLM
+    """A transformers LlamaForCausalLM with the model's weights, in bf16."""
+    from transformers import GenerationConfig, LlamaForCausalLM
 
-    hf = Qwen2ForCausalLM(hf_config(model.size, pad, eos))
+    hf = LlamaForCausalLM(hf_config(model.size, pad, eos))
     state = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
     missing, unexpected = hf.load_state_dict(state, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected, (missing, unexpected)
@@ -202,8 +205,7 @@ def to_hf(model: Base, pad: int, eos: int) -> Any:
 
 def export(model: Base, tokenizer: Path, folder: Path) -> None:
     """Writes a transformers folder: bf16 safetensors, configuration, tokenizer."""
-    from transformers import AutoTokenizer
-
-    tok = AutoTokenizer.from_pretrained(tokenizer)
-    to_hf(model, tok.pad_token_id, tok.eos_token_id).save_pretrained(folder)
-    tok.save_pretrained(folder)
+    tok = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    to_hf(model, tok.token_to_id(PAD), tok.token_to_id(END)).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer / name, folder / name)

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 import words as w
 from acts import ACTS, EMPTY, Act
 from compose import Fact, listing
-from domain import BOOL_SHAPES, Attr, Domain, domains, lexicons
+from domain import BOOL_SHAPES, Attr, Domain, common, domains, general, lexicons
 from values import SAMPLERS, cap, fake, phrase, pick, term, word
 
-YES_NO = [
-    ("yes", "no"),
-    ("yes", "no"),
-    ("true", "false"),
-    ("Yes", "No"),
+YES_NO = [("yes", "no")] * 22 + [("true", "false")] * 3 + [("Yes", "No")] * 2 + [
     ("True", "False"),
     ("1", "0"),
     ("Y", "N"),
-]
-NAME_STYLES = ["snake"] * 9 + ["plain"] * 4 + ["camel"] * 3 + ["pascal", "kebab", "upper", "squash", "title"]
+]  # fmt: skip
+NAME_STYLES = ["snake"] * 13 + ["plain"] * 4 + ["camel"] * 2 + ["kebab", "upper", "squash", "title"]
+OPINIONATED = {"opinion", "ask_reason", "review", "surprise"}
 
 
 def style_name(name: str, style: str) -> str:
@@ -155,7 +152,7 @@ def make_slot(rng: random.Random, attr: Attr, style: str, used: set[str]) -> Slo
     used.add(name)
     if attr.kind == "scale" and attr.scale is not None:
         schemes = attr.scale.schemes
-        return Slot(name, attr, schemes[int(rng.random() ** 1.5 * len(schemes))], {})
+        return Slot(name, attr, schemes[int(rng.random() ** 1.3 * len(schemes))], {})
     if attr.kind == "bool":
         return Slot(name, attr, [], {})
     surfaces: dict[str, list[str]] = {}
@@ -186,23 +183,30 @@ def make_schema(rng: random.Random, held_out: bool, held: tuple[str, ...]) -> Sc
     style = pick(rng, NAME_STYLES)
     used: set[str] = set()
     slots = [make_slot(rng, domain.key, style, used)]
-    n = 3 + int(rng.random() * 9)
+    n = 3 + int(rng.random() * 5) if rng.random() < 0.12 else 6 + int(rng.random() * 9)
     chosen = sorted(domain.attrs, key=lambda _: rng.random())[:n]
-    chosen += [invented_attr(rng) for _ in range(int(rng.random() * (4 if rng.random() < 0.5 else 1.5)))]
+    have = {attr.names[0] for attr in domain.attrs}
+    if rng.random() < 0.3:
+        extra = pick(rng, general())
+        chosen += [extra] if extra.names[0] not in have else []
+    chosen += [invented_attr(rng) for _ in range(int(rng.random() * (4 if rng.random() < 0.4 else 1.8)))]
+    acts = [ACTS["inform"]] if rng.random() < 0.7 else []
+    others = [a for a in ACTS.values() if a.id != "inform" and (a.id not in EMPTY or rng.random() < 0.3)]
+    count = 1 + int(rng.random() * 3) if rng.random() < 0.12 else 3 + int(rng.random() * 7)
+    acts += sorted(others, key=lambda _: rng.random())[:count]
+    if all(a.id in EMPTY for a in acts):
+        acts.append(ACTS["inform"])
+    if OPINIONATED & {a.id for a in acts} and not any(a.scale and a.scale.op for a in chosen):
+        chosen.insert(int(rng.random() * len(chosen)), common()["rating"])
     slots += [make_slot(rng, attr, style, used) for attr in chosen]
     yes, no = pick(rng, YES_NO)
     for slot in slots:
         if slot.attr.kind == "bool":
             slot.values = [no, yes]
-    acts = [ACTS["inform"]] if rng.random() < 0.7 else []
-    others = [a for a in ACTS.values() if a.id != "inform" and (a.id not in EMPTY or rng.random() < 0.3)]
-    acts += sorted(others, key=lambda _: rng.random())[: 1 + int(rng.random() * 9)]
-    if all(a.id in EMPTY for a in acts):
-        acts.append(ACTS["inform"])
     named: list[tuple[Act, str]] = []
     taken: set[str] = set()
-    fstyle = pick(rng, ["snake"] * 6 + ["plain", "camel", "camel", "kebab", "pascal", "squash", "upper"])
-    prefix = pick(rng, [domain.name + " ", ""]) if rng.random() < 0.15 else ""
+    fstyle = pick(rng, ["snake"] * 8 + ["plain", "camel", "camel", "kebab", "pascal", "upper"])
+    prefix = domain.name + " " if rng.random() < 0.05 else ""
     for act in acts:
         base = act.names[0] if rng.random() < 0.4 else pick(rng, act.names)
         name = style_name(prefix + base, fstyle)
@@ -216,12 +220,12 @@ def make_schema(rng: random.Random, held_out: bool, held: tuple[str, ...]) -> Sc
         domain.nouns if rng.random() < 0.5 else domain.nouns[:1],
         slots,
         named,
-        asked=pick(rng, ["", "", "", "?", "bare"]),
-        lower=rng.random() < 0.08,
-        list_order=pick(rng, ["sentence", "sentence", "sorted"]),
+        asked=pick(rng, ["", "", "", "", "", "?", "bare"]),
+        lower=rng.random() < 0.05,
+        list_order=pick(rng, ["sentence"] * 6 + ["sorted", "listed"]),
         digits=rng.random() < 0.5,
         rank=[],
-        listed=rng.random() < 0.65,
+        listed=rng.random() < 0.85,
     )
     ids = {a.id for a, _ in named}
     if ids & {"compare", "choose"}:
@@ -246,9 +250,14 @@ def make_schema(rng: random.Random, held_out: bool, held: tuple[str, ...]) -> Sc
             )
         )
     schema.rank = list(range(len(slots)))
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         rng.shuffle(schema.rank)
+        if rng.random() < 0.6:  # the name first
+            schema.rank[schema.rank.index(0)], schema.rank[0] = schema.rank[0], 0
     return schema
+
+
+MANY = [1] * 9 + [2] * 7 + [3] * 3 + [4]
 
 
 def make_fact(rng: random.Random, schema: Schema, index: int) -> Fact:
@@ -263,7 +272,7 @@ def make_fact(rng: random.Random, schema: Schema, index: int) -> Fact:
         return Fact(index, attr, slot.values[level], slot.values[level], level)
     n = 1
     if attr.many:
-        n = 1 + (rng.random() < 0.45) + (rng.random() < 0.15)
+        n = pick(rng, MANY)
     if attr.kind == "set":
         outs: list[str] = []
         for _ in range(n):
@@ -295,7 +304,9 @@ def make_fact(rng: random.Random, schema: Schema, index: int) -> Fact:
             said = [w.NUMBER_WORDS[int(outs[0])]]
     surface = listing(rng, said)
     if attr.many and len(outs) > 1 and "adj" in attr.roles and rng.random() < 0.4:
-        surface = pick(rng, [" ", ", ", " and ", "-"]).join(said)
+        surface = pick(rng, [" ", " ", ", ", " and ", "-", "/"]).join(said)
     if schema.list_order == "sorted":
         outs = sorted(outs)
+    elif schema.list_order == "listed" and attr.kind == "set":
+        outs.sort(key=slot.values.index)
     return Fact(index, attr, outs if len(outs) > 1 else outs[0], surface)

@@ -8,6 +8,7 @@ A value is tokenised in the sentence as in the answer, because no token crosses 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VOCAB_SIZE = 4096
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PIECES = r"[\p{L}\p{M}]+|[^\p{L}\p{M}]"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -79,6 +81,11 @@ def save(tok: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+    # A name that transformers 4 and 5 and vllm know, and that leaves tokenizer.json as it is.
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return fast
 
 
