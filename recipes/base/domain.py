@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ DOMAIN_FILES = ("culture", "places", "goods", "services", "misc")
 HELD_OUT = ("museum", "wine", "plan")  # never in the training stream
 
 # Constructions of yes/no attributes by shape: role -> alternatives; "+" affirms, "-" denies; {n} is the thing.
-BOOL_SHAPES: dict[str, dict[str, list[str]]] = {
+BOOL_SHAPES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "have": {
         "vp+": "has {n}|offers {n}|comes with {n}|features {n}|includes {n}|provides {n}|does have {n}|also has {n}".split(
             "|"
@@ -59,7 +60,7 @@ BOOL_SHAPES: dict[str, dict[str, list[str]]] = {
 
 # Several yes/no attributes said at once. "+-": {p} is the affirmed list, {m} the denied one; "++" and "--": {p}, {q}
 # and {m}, {k} are the list without its last item and the last item. Predicates, then modifiers.
-JOINT: dict[str, dict[str, list[str]]] = {
+JOINT: Mapping[str, Mapping[str, Sequence[str]]] = {
     "have": {
         "+-": "has {p} but no {m}|offers {p}, but not {m}|comes with {p} but lacks {m}|has no {m}, but it does have {p}|has {p} though not {m}|doesn't have {m} but does offer {p}|has {p} but does not have {m}|may lack {m} but has {p}|gives you {p}, just not {m}".split("|"),
         "++": "has both {p} and {q}|comes with {p} and {q}|offers {p} as well as {q}|has {p}, and {q} too|has {p} plus {q}|not only has {p} but also {q}|has {p} along with {q}".split("|"),
@@ -103,6 +104,11 @@ class Scale:
     adj: list[list[str]] = field(default_factory=list)
     vp: list[list[str]] = field(default_factory=list)
     op: list[list[str]] = field(default_factory=list)
+
+    @property
+    def rated(self) -> bool:
+        """Whether the levels can be said as opinions."""
+        return bool(self.op and self.op[0])
 
 
 @dataclass(slots=True)
@@ -190,7 +196,7 @@ def parse_attr(line: str) -> Attr:
         for role, templates in BOOL_SHAPES.get(attr.shape, {}).items():
             # Paraphrases of the attribute's own weigh as much as the general forms.
             own = attr.roles.get(role, [])
-            attr.roles[role] = templates + own * (len(templates) // (2 * len(own)) + 1 if own else 0)
+            attr.roles[role] = list(templates) + own * (len(templates) // (2 * len(own)) + 1 if own else 0)
     attr.roles.setdefault("n", attr.names[:1])
     return attr
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizer import END, PAD, TOKENIZER_FILES
+from tokenizer import END, PAD, TOKENIZER_FILES, special_ids
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -200,12 +200,12 @@ def to_hf(model: Base, pad: int, eos: int) -> Any:
     assert set(missing) <= {"lm_head.weight"} and not unexpected, (missing, unexpected)
     hf.tie_weights()
     hf.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=False)
-    return hf.to(torch.bfloat16)
+    return nn.Module.to(hf, torch.bfloat16)
 
 
 def export(model: Base, tokenizer: Path, folder: Path) -> None:
     """Writes a transformers folder: bf16 safetensors, configuration, tokenizer."""
-    tok = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    to_hf(model, tok.token_to_id(PAD), tok.token_to_id(END)).save_pretrained(folder)
+    ids = special_ids(Tokenizer.from_file(str(tokenizer / "tokenizer.json")))
+    to_hf(model, ids[PAD], ids[END]).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)

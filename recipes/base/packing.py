@@ -86,7 +86,7 @@ def pack(enc: Encoder, source: Iterator[generate.Group], sequences: int, length:
             else:
                 prefix, encoded = encode_group(enc, next(source))
                 encoded = [e for e in encoded if len(e[0]) <= 400]
-                if len(prefix) > 560 or not encoded:
+                if len(prefix) > 760 or not encoded:
                     continue
             room = length - at - len(prefix)
             take: list[tuple[list[int], int]] = []

@@ -15,6 +15,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -35,7 +36,7 @@ CHUNK = 32  # sequences that a worker packs at a time
 class Muon:
     """Momentum orthogonalised by Newton-Schulz steps, for the layers' matrices; equal shapes run as one batch."""
 
-    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         shapes: dict[tuple[int, ...], list[Tensor]] = {}
         for p in params:
             shapes.setdefault(tuple(p.shape), []).append(p)
@@ -65,8 +66,9 @@ class Muon:
             buffer.mul_(self.momentum).add_(grad)
             update = self.orthogonal(grad + self.momentum * buffer).float()
             scale = 0.2 * max(update.shape[1:]) ** 0.5
-            torch._foreach_mul_(params, 1 - lr * self.weight_decay)
-            torch._foreach_add_(params, list((update * (-lr * scale)).unbind()))
+            torch._foreach_mul_(params, 1 - lr * self.weight_decay)  # pyright: ignore[reportPrivateImportUsage]
+            updates = list((update * (-lr * scale)).unbind())
+            torch._foreach_add_(params, updates)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Optimizer:

@@ -25,10 +25,9 @@ HEADS = [
     "Great. ",
     "So, ",
 ]
-FACT_SLOTS = "NBPVMSIY"  # frame slots that take facts
-COMPARATIVES = {
-    "excellent": ["better", "much better"], "good": ["nicer", "better"], "average": ["more ordinary"], "poor": ["worse"],
-}  # fmt: skip
+FACT_SLOTS = "NBPVMSIYG"  # frame slots that take facts
+# Openings of frames that stay in upper case after "Well, ".
+KEEP = {"I", "I'd", "I'm", "I've", "I'll"}
 
 
 @dataclass(slots=True)
@@ -75,18 +74,24 @@ def _asks(rng: random.Random, schema: Schema, asked: list[int], name: str) -> st
     return pick(rng, [" and ", ", and ", "? And "]).join(parts)
 
 
+OPINIONS = [
+    "I think {e} is {a}", "{e} is {a}", "I found {e} {a}", "{e} seems {a} to me", "I thought {e} was {a}", "to me {e} is {a}",
+    "I'd call {e} {a}", "{e} struck me as {a}", "I consider {e} {a}", "{e} was {a}, plain and simple",
+]  # fmt: skip
+
+
 def _opinion(rng: random.Random, fact: Fact, name: str) -> str:
     """What the speaker thinks, from a rating-like fact."""
     scale = fact.attr.scale
     assert scale is not None
-    options = scale.op[fact.level] if scale.op else []
+    options = scale.op[fact.level]
     x = rng.random()
-    if options and x < 0.75:
+    if options and x < 0.7:
         return pick(rng, options).replace("{E}", name)
     adj = pick(rng, scale.adj[fact.level])
     if x < 0.88:
         return (
-            pick(rng, ["I think {e} is {a}", "{e} is {a}", "I found {e} {a}", "{e} seems {a} to me"])
+            pick(rng, OPINIONS)
             .replace("{e}", name)
             .replace("{a}", adj)
         )
@@ -106,8 +111,11 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
     texts: dict[str, str] = {}
     nouns = schema.nouns
     graded = None
-    if "O" in need or "D" in need:
-        scaled = [i for i in pool if (s := schema.slots[i].attr.scale) is not None and (s.op or "D" in need)]
+    if need & {"O", "D", "J"}:
+        scaled = [i for i in pool if schema.slots[i].attr.scale is not None]
+        rated = [i for i in scaled if (s := schema.slots[i].attr.scale) is not None and s.rated]
+        if rated and rng.random() < (0.9 if "O" in need else 0.6):
+            scaled = rated
         if not scaled:
             return None
         graded = make_fact(rng, schema, pick(rng, scaled))
@@ -116,10 +124,11 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
     name = ""
     generic = (
         "E" in need
+        and "J" not in need
         and act.id in ("request", "opinion", "ask_reason", "confirm", "complain", "inform")
         and rng.random() < 0.15
     )
-    entity = bool(need & {"E", "S", "Y", "O"}) or "A" in need
+    entity = bool(need & {"E", "S", "Y", "O", "G"}) or "A" in need
     if entity:
         if generic or (act.id in ("search", "deny") and rng.random() < 0.5):
             name = pick(
@@ -157,7 +166,7 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
             )
     wanted = [s for s in FACT_SLOTS if s in need]
     if wanted:
-        k = len(wanted) + int(rng.random() ** 1.6 * 5)
+        k = len(wanted) + int(rng.random() ** 1.6 * 6)
         if act.id in ("search", "ask_preference", "not_found", "count"):
             k = len(wanted) + int(rng.random() ** 1.8 * 4)
         chosen = []
@@ -191,6 +200,9 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
                         rng, pick(rng, ["it", "it", "this one", "the " + pick(rng, nouns)]), nouns, hand
                     )
                 )
+            elif slot == "G":
+                said = c.predicates(rng, hand)
+                texts[slot] = f"{name} {said}, {c.tag(said)}"
             else:
                 texts[slot] = c.question(rng, name, hand[0]) + (
                     f" and {c.predicates(rng, hand[1:])}" if len(hand) > 1 else ""
@@ -201,7 +213,10 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
             texts["O"] = _opinion(rng, graded, name)
         else:
             adj = pick(rng, graded.attr.scale.adj[graded.level])
-            texts["D"] = f"more {adj}" if act.id == "compare" else adj
+            if adj not in c.SHORT and " " not in adj and rng.random() < 0.1 and act.id != "compare":
+                adj = pick(rng, ["really ", "rather "]) + adj
+            texts["D"] = c.comparative(adj) if act.id == "compare" else adj
+            texts["J"] = c.superlative(adj.removeprefix("really ").removeprefix("rather "))
     text = frame
     for slot in need:
         text = (
@@ -211,7 +226,11 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
         )
     x = rng.random()
     if x < 0.06:
-        text = pick(rng, HEADS) + text
+        head = pick(rng, HEADS)
+        opening = text.split(" ", 1)[0].rstrip(",:!?")
+        if head.endswith(", ") and opening not in KEEP and not any(text.startswith(f.surface) for f in facts if f.surface):
+            text = text[0].lower() + text[1:]
+        text = head + text
     elif x < 0.09:
         text = text + " " + cap(pick(rng, TAIL)) + pick(rng, [".", "!"])
     return Said(c.tidy(text), function, facts, asked)

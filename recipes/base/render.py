@@ -27,12 +27,13 @@ class Style:
 
 
 KINDS = (
-    ["func"] * 22
-    + ["func_eq", "func_eq", "func_colon"]
-    + ["json_flat"] * 5
-    + ["json_nested"] * 4
+    ["func"] * 71
+    + ["func_eq"] * 3
+    + ["func_colon"] * 2
+    + ["json_flat"] * 8
+    + ["json_nested"] * 6
     + ["json_entities"] * 2
-    + ["json_plain"] * 2
+    + ["json_plain"] * 3
     + ["pairs", "pairs", "xml", "label", "lines"]
 )
 
@@ -41,8 +42,8 @@ def make_style(rng: random.Random) -> Style:
     """A random output format."""
     return Style(
         pick(rng, KINDS),
-        pick(rng, [", ", ", ", ", ", ",", "; ", "|"]),
-        pick(rng, [", ", ", ", ", ", " & ", "; ", " ", " and "]),
+        pick(rng, [", "] * 9 + [",", "; ", "|"]),
+        pick(rng, [", "] * 5 + [" & ", "; ", " ", " and "]),
         rng.random() < 0.25,
         pick(rng, ["function", "intent", "act", "type", "action", "label", "name", "event"]),
         pick(rng, ["slots", "arguments", "attributes", "entities", "values", "args", "parameters", "fields"]),
@@ -156,7 +157,8 @@ FORM = {
     "label": "the function's name alone|only the label",
 }
 TASKS = [
-    "Convert the sentence into a meaning representation.", "Given a target sentence, construct the underlying structure.",
+    "Convert the sentence into a formal record of what it says.", "Work out what the sentence says and write it down as data.",
+    "Write what is meant by the sentence, as a machine would store it.", "For each sentence, produce the record behind it.",
     "Extract the structure from the text below.", "Parse the message.", "You turn text into structured data.",
     "Read the sentence and write down what it says in structured form.", "Translate the utterance into a formal representation.",
     "Your task is to extract information from the input.", "Represent the following text as structured output.",
@@ -178,19 +180,48 @@ FORM_LEAD = [
     "Respond in this format: {f}.",
 ]
 FUNC_LEAD = [
-    "The function must be one of the following: {l}.", "Functions: {l}", "Allowed functions: {l}.", "It describes the sentence with one of: {l}",
+    "These are the functions: {l}.", "Functions: {l}", "Allowed functions: {l}.", "The function is what the sentence does, out of {l}.",
+    "As function, take the best fit from {l}.", "What the speaker does is called one of {l}.",
     "Choose the function from {l}.", "Possible intents: {l}", "{k} is one of {l}.", "The available functions are {l}.", "Labels:\n{b}",
     "Functions:\n{b}", "Pick one function of these:\n{b}",
 ]  # fmt: skip
 ATTR_LEAD = [
-    "The attributes must be one of the following: {l}.", "Attributes: {l}", "Allowed attributes: {l}.", "Possible attributes are {l}.",
+    "These are the attributes: {l}.", "Attributes: {l}", "No attribute may be used but {l}.", "Attribute names come from {l}.", "Allowed attributes: {l}.", "Possible attributes are {l}.",
     "Choose attributes from {l}.", "Slots: {l}", "The values belong to these attributes: {l}", "Use only the attributes {l}.",
     "Attributes:\n{b}", "Fields:\n{b}", "These attributes may occur:\n{b}", "Known keys: {l}",
 ]  # fmt: skip
 CLOSERS = [
     "Answer with the structure only.", "Do not explain.", "Leave out attributes that are not mentioned.", "Copy names as they are written.",
-    "No other text.", "Keep the order of the attributes.", "Only output the result.", "Be exact.",
+    "No other text.", "Only output the result.", "Be exact.", "Do not invent values.", "Every value mentioned should appear.",
+    "An attribute occurs at most once.", "Give one line of output.",
 ]  # fmt: skip
+CONTEXT = [
+    "The sentences come from conversations about {d}s.", "A customer and an assistant talk about {d}s.", "Every sentence is about one {d} or about {d}s in general.",
+    "The input is one utterance of a dialogue.", "People write about {d}s in their own words, and a database needs the facts.", "Some sentences are questions, others are statements.",
+    "The wording varies a lot, the output must not.", "We use this to fill a catalogue of {d}s.", "Values may be paraphrased in the text; use the names given here.",
+    "Names, dates and numbers are copied from the text.", "The speaker may ask, tell, or give an opinion.", "Think about what the speaker wants and which details are given.",
+    "What is not said must not be in the output.", "The structure has a function and, for everything that is said about the {d}, an attribute with its value.",
+    "The output is read by a program, so it has to follow the format.", "Negated things count too: they have the value for no.", "The texts are short and informal.",
+]  # fmt: skip
+ORDER = [
+    "Keep the attributes in the order of this list.", "Attributes appear in the order in which they are listed here.", "Keep the order of the attributes.",
+    "In the output the attributes have the same order as above.", "The order of the attributes is fixed, as listed.",
+]  # fmt: skip
+MENTIONED = [
+    "Several values of one attribute are joined in the order in which they are mentioned.", "List values as they come in the sentence.",
+    "If an attribute has several values, keep their order in the text and separate them with '{j}'.",
+]  # fmt: skip
+SORTED = ["Several values of one attribute stand in alphabetical order.", "Sort the values of an attribute alphabetically."]
+BY_SCHEMA = ["Several values of one attribute stand in the order in which the values are listed."]
+BOOLS = [
+    "Attributes that hold or do not hold have the values {y} and {n}.", "Yes/no attributes are {y} or {n}.", "Use {y} and {n} for things that are true or not.",
+    "Write {y} if the thing has it and {n} if not.",
+]  # fmt: skip
+ASKED = {
+    "": ["An attribute that is asked for has empty brackets.", "Leave the brackets empty for what is asked.", "If a value is asked for, write attribute[]."],
+    "?": ["An attribute that is asked for has the value ?.", "Put ? where the speaker asks for the value."],
+    "bare": ["An attribute that is asked for stands without brackets.", "Write only the attribute's name for what is asked."],
+}
 
 
 def _names(rng: random.Random, names: list[str]) -> str:
@@ -209,18 +240,52 @@ def _names(rng: random.Random, names: list[str]) -> str:
     return ", ".join([f"`{n}`" for n in names])
 
 
+def unusual(schema: Schema, index: int) -> bool:
+    """Whether a slot's values are spelt in a way that a sentence does not show."""
+    slot = schema.slots[index]
+    if slot.attr.kind == "bool":
+        return slot.values[-1:] != ["yes"]
+    if slot.attr.scale is not None:
+        return slot.values != slot.attr.scale.schemes[0]
+    return any("(" in value or (slot.surfaces and value not in slot.attr.values) for value in slot.values)
+
+
 def _describe(rng: random.Random, schema: Schema, index: int) -> str:
     """An attribute's name with its allowed values, where it has a closed set."""
     slot = schema.slots[index]
     if not slot.values:
         return slot.name
     values = list(dict.fromkeys(slot.values))
-    open_, close = pick(rng, [(" (", ")"), (": ", ""), (" [", "]"), (" = {", "}")])
+    open_, close = pick(rng, [(" (", ")"), (": ", ""), (" [", "]"), (" = {", "}"), (" (one of ", ")")])
     return slot.name + open_ + pick(rng, [", ", " | ", "/", ", "]).join(values) + close
 
 
+def conventions(rng: random.Random, schema: Schema, style: Style, ordered: bool, told: bool) -> list[str]:
+    """Sentences on the order and the spelling of attributes and values; `told`: the values are listed already."""
+    found: list[str] = []
+    if ordered and rng.random() < 0.3:
+        found.append(pick(rng, ORDER))
+    bools = [s.values for s in schema.slots if s.attr.kind == "bool" and len(s.values) == 2]
+    if bools and (rng.random() < 0.15 if bools[0][1] == "yes" else not told and rng.random() < 0.85):
+        quote = pick(rng, ["", "", "'", '"'])
+        yes, no = f"{quote}{bools[0][1]}{quote}", f"{quote}{bools[0][0]}{quote}"
+        found.append(pick(rng, BOOLS).replace("{y}", yes).replace("{n}", no))
+    if any(s.attr.many for s in schema.slots):
+        if schema.list_order == "sentence":
+            if rng.random() < 0.2:
+                found.append(pick(rng, MENTIONED).replace("{j}", style.list_join.strip()))
+        elif rng.random() < 0.9:
+            found.append(pick(rng, SORTED if schema.list_order == "sorted" else BY_SCHEMA))
+    if style.kind == "func" and any(act.asks for act, _ in schema.functions):
+        if rng.random() < (0.2 if schema.asked == "" else 0.6):
+            found.append(pick(rng, ASKED[schema.asked]))
+    if schema.lower and rng.random() < 0.6:
+        found.append("Everything is lower-case.")
+    return found
+
+
 def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
-    """A random instruction for the schema; one in ten lists nothing."""
+    """A random instruction for the schema; one in 25 lists nothing."""
     topic = schema.domain.nouns[0]
     task = pick(rng, TASKS).replace("{d}", topic if rng.random() < 0.4 else topic + "s")
     form = (
@@ -231,7 +296,7 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
         .replace("}}", "}")
     )
     form = pick(rng, FORM_LEAD).replace("{f}", form)
-    short = rng.random() < 0.1
+    short = rng.random() < 0.04
     if short:
         return task if rng.random() < 0.5 else f"{task} {form}"
     used = schema.functions
@@ -247,10 +312,12 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
         rng.shuffle(order)
     if rng.random() < 0.02:
         order = [i for i in order if rng.random() < 0.9]
+    # A group's instruction gives all value sets, those that are unusual, or hardly any.
     described = rng.random()
+    odds = (0.9, 0.6) if described < 0.3 else (0.85, 0.05) if described < 0.7 else (0.1, 0.02)
     labels = [
         _describe(rng, schema, i)
-        if rng.random() < (0.85 if described < 0.5 else 0.1)
+        if rng.random() < odds[0 if unusual(schema, i) else 1]
         else schema.slots[i].name
         for i in order
     ]
@@ -291,10 +358,14 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
         parts.sort(key=lambda _: rng.random())
     if rng.random() < 0.15:
         parts = [p for p in parts if p is not form]
-    if schema.list_order == "sorted" and any(s.attr.many for s in schema.slots):
-        parts.append("Several values of one attribute stand in alphabetical order.")
-    if schema.lower and rng.random() < 0.5:
-        parts.append("Everything is lower-case.")
+    notes = conventions(rng, schema, style, bool(schema.rank) and schema.listed, odds[0] > 0.5)
+    if len(notes) > 1 and rng.random() < 0.5:
+        parts.append(" ".join(notes))
+    else:
+        parts += notes
+    if rng.random() < 0.5:
+        context = [c.replace("{d}", topic) for c in rng.sample(CONTEXT, 1 + int(rng.random() * 3))]
+        task = f"{task} {' '.join(context)}"
     if rng.random() < 0.25:
         parts.append(pick(rng, CLOSERS))
     sep = pick(rng, ["\n", "\n", " ", "\n\n"])

@@ -108,11 +108,11 @@ def invented_attr(rng: random.Random) -> Attr:
             scale=lexicons()[0][pick(rng, ["rating", "size", "level", "urgency", "popularity"])],
         )
     else:
-        shape = pick(rng, ["have", "have", "on", "allow"])
+        shape = pick(rng, ["have", "have", "on", "on", "allow"])
         thing = term(rng)
         attr = Attr([pick(rng, [thing, f"has {thing}", label])], "bool", shape=shape)
         attr.roles["n"] = [thing, thing + "s" if shape != "on" else thing]
-        attr.roles.update(BOOL_SHAPES[shape])
+        attr.roles.update({role: list(said) for role, said in BOOL_SHAPES[shape].items()})
         return attr
     attr.roles["n"] = [label]
     return attr
@@ -162,11 +162,11 @@ def make_slot(rng: random.Random, attr: Attr, style: str, used: set[str]) -> Slo
         for value in keep:
             out = (
                 value.lower()
-                if spelling < 0.1
+                if spelling < 0.04
                 else value.upper()
-                if spelling < 0.13
+                if spelling < 0.05
                 else cap(value)
-                if spelling < 0.18
+                if spelling < 0.08
                 else value
             )
             if spelling > 0.94 and " (" in value:
@@ -196,7 +196,7 @@ def make_schema(rng: random.Random, held_out: bool, held: tuple[str, ...]) -> Sc
     acts += sorted(others, key=lambda _: rng.random())[:count]
     if all(a.id in EMPTY for a in acts):
         acts.append(ACTS["inform"])
-    if OPINIONATED & {a.id for a in acts} and not any(a.scale and a.scale.op for a in chosen):
+    if OPINIONATED & {a.id for a in acts} and not any(a.scale is not None and a.scale.rated for a in chosen):
         chosen.insert(int(rng.random() * len(chosen)), common()["rating"])
     slots += [make_slot(rng, attr, style, used) for attr in chosen]
     yes, no = pick(rng, YES_NO)

@@ -107,11 +107,36 @@ def title_core(rng: random.Random) -> str:
     return cap(word(rng)) + " " + cap(word(rng)) + " " + cap(word(rng))
 
 
+def odd_title(rng: random.Random, s: str) -> str:
+    """The rarer shapes of a title around the words `s`."""
+    a, b = cap(word(rng)), cap(word(rng))
+    x = rng.random()
+    if x < 0.2:
+        return f"{a} and the {b} of {cap(word(rng))}"
+    if x < 0.3:
+        return f"{a} {b}: {s} {pick(rng, w.ROMAN)}"
+    if x < 0.4:
+        return s + pick(rng, [" Vol. 2", " #1", " Part 2", ", Part One", " 3D", " HD", " Remastered", ": Special Edition", " - The Sequel"])
+    if x < 0.5:
+        return f"{a} 'n' {b}" if x < 0.44 else f"{a}, {b} and {cap(word(rng))}"
+    if x < 0.6:
+        return number(rng)
+    if x < 0.7:
+        return pick(rng, ["A ", "An ", "One ", "No ", "My ", "Our "]) + s
+    if x < 0.8:
+        return f"{s} {small(rng)}: {a} {pick(rng, SMALL)} {b}"
+    if x < 0.88:
+        return f"{number(rng)}: {s}"
+    return f"{s} {pick(rng, ['of', 'and', 'in', 'for'])} {cap(fake(rng))}"
+
+
 def title(rng: random.Random) -> str:
     """A title: words, subtitles, numerals, odd casing and punctuation."""
     s, x = title_core(rng), rng.random()
-    if x < 0.55:
+    if x < 0.5:
         return s
+    if x < 0.55:
+        return odd_title(rng, s)
     if x < 0.65:
         return s + pick(rng, [": ", ": ", " - ", ": The "]) + title_core(rng)
     if x < 0.71:
@@ -346,6 +371,9 @@ def year(rng: random.Random) -> str:
     return str(2030 - int(rng.random() ** 2 * 130))
 
 
+SEASONS = ["spring", "summer", "autumn", "winter"]
+
+
 def date(rng: random.Random) -> str:
     """A day in one of a dozen notations."""
     d, m, y, x = 1 + int(rng.random() * 28), int(rng.random() * 12), year(rng), rng.random()
@@ -398,8 +426,13 @@ def date(rng: random.Random) -> str:
         )
     if x < 0.9:
         return pick(rng, ["next ", "this ", "early ", "late "]) + pick(rng, w.WEEKDAYS + w.MONTHS)
-    if x < 0.95:
+    if x < 0.92:
         return f"{name[:3]} {d}"
+    if x < 0.95:
+        return pick(
+            rng, [f"{name[:3]} {d}, {y}", f"{d} {name[:3]} {y}", f"{pick(rng, w.WEEKDAYS)}, {name} {d}", f"the {pick(rng, SEASONS)} of {y}",
+                  f"Q{1 + m // 3} {y}", f"{pick(rng, SEASONS)} {y}", f"{y}/{m + 1:02d}/{d:02d}", f"mid {y}", f"the end of {y}"]
+        )  # fmt: skip
     return f"{name} {y}"
 
 

@@ -106,7 +106,7 @@ class TrainSpec(Spec):
 
 # Measured for the bundled base over seeds: bench/RESULTS.md. Others get LLaMA-Factory's own defaults.
 BUNDLED_DEFAULTS: Mapping[str, Any] = {
-    "lora_rank": 64, "learning_rate": 1.5e-3, "per_device_train_batch_size": 8, "num_train_epochs": 5.0,
+    "lora_rank": 32, "learning_rate": 2e-3, "per_device_train_batch_size": 16, "num_train_epochs": 5.0,
     "adam_beta2": 0.99, "template": "chatml", "cutoff_len": 2048, "gradient_checkpointing": False,
 }  # fmt: skip
 GENERAL_DEFAULTS: Mapping[str, Any] = {

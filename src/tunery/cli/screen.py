@@ -97,13 +97,13 @@ class Screen:
             return
         if self._progress is None:
             self._progress = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(),
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(12), TimeElapsedColumn(),
                 console=self.console, transient=True,
             )  # fmt: skip
             self._progress.start()
             self._task = self._progress.add_task(text, total=total)
         assert self._task is not None
-        self._progress.update(self._task, description=escape(text), completed=done, total=total)
+        self._progress.update(self._task, description=escape(text.strip()), completed=done, total=total)
 
     # --- events ---
 

@@ -102,7 +102,7 @@ class EngineRows:
 def _reason(error: Exception) -> str:
     """One line: pydantic's first complaint, or the error's own first line."""
     complaints: Any = getattr(error, "errors", None)
-    text = complaints()[0]["msg"] if callable(complaints) else str(error) or type(error).__name__
+    text: str = complaints()[0]["msg"] if complaints else str(error) or type(error).__name__
     return text.strip().splitlines()[0].removeprefix("Value error, ")
 
 

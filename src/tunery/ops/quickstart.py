@@ -103,7 +103,7 @@ def _project(folder: Path, data: Path | None, sets: tuple[str, ...], restart: bo
                 f"{folder} holds a quickstart on other data",
                 hint=f"start it anew with --restart, or use another folder: tunery quickstart --data {data} OTHER",
             )
-    values = apply_sets(read_yaml(folder / PROJECT_FILE), sets)
+    values = apply_sets(read_yaml(folder / PROJECT_FILE), sets, "train")
     values.setdefault("home", str(folder))
     return parse(Project, values, where=str(folder / PROJECT_FILE))
 

@@ -7,6 +7,7 @@ process pays for importing vLLM. Answers are vLLM's; the front decides which mod
 from __future__ import annotations
 
 import ast
+import asyncio
 import gc
 import json
 import logging
@@ -84,6 +85,7 @@ class Front:
     def __init__(self, app: ASGIApp, replica: Replica) -> None:
         self._app = app
         self._replica = replica
+        self._leaving: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -134,10 +136,42 @@ class Front:
                 body = await self._named(await request.body())
             except ClientDisconnect:
                 return
-            await self._app(scope, _replay(body, receive), send)
+            await self._ask(scope, body, send)
         else:
             offered = ", ".join(sorted(ASKED | SHOWN | {"/v1/models"}))
             raise Refusal(404, f"There is no {path} here. There are: {offered}.", code="unknown_url")
+
+    async def _ask(self, scope: Scope, body: bytes, send: Send) -> None:
+        """Let vLLM answer `body`, until the client leaves.
+
+        Serve then cancels this call. vLLM's handlers wait for a message instead, and a cancelled one would leave
+        its request running in the engine; so they get their message, and end by themselves.
+        """
+        left = asyncio.Event()
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            if unread:
+                return unread.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def answer() -> None:
+            await self._app(scope, receive, send)
+
+        answering = asyncio.create_task(answer())
+        try:
+            await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            left.set()
+            self._leaving.add(answering)
+            answering.add_done_callback(self._left)
+            raise
+
+    def _left(self, answering: asyncio.Task[None]) -> None:
+        self._leaving.discard(answering)
+        if not answering.cancelled() and answering.exception():
+            log.warning("An abandoned request has failed: %s", answering.exception())
 
     async def _described(self, name: str) -> dict[str, Any]:
         cards = await self._replica.cards()
@@ -216,13 +250,3 @@ def _fault(text: str) -> str:
         return f"{place}: {fault['msg']}"
     except (ValueError, SyntaxError, KeyError, TypeError):
         return text
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """`receive` as it was before the body was read; what comes after it (a disconnect) still comes."""
-    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Message:
-        return unread.pop() if unread else await receive()
-
-    return again
