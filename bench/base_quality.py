@@ -30,7 +30,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @torch.no_grad()
-def answer(model: torch.nn.Module, prompts: list[list[int]], stop: int, limit: int, batch: int = 256) -> list[list[int]]:
+def answer(
+    model: torch.nn.Module, prompts: list[list[int]], stop: int, limit: int, batch: int = 256
+) -> list[list[int]]:
     """Greedy answers (token ids without the stop token), prompts padded on the left, `batch` at a time."""
     out: list[list[int]] = []
     for at in range(0, len(prompts), batch):
@@ -39,7 +41,12 @@ def answer(model: torch.nn.Module, prompts: list[list[int]], stop: int, limit: i
         ids = torch.tensor([[stop] * (width - len(p)) + p for p in some], device=DEVICE)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=DEVICE)
         said = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, eos_token_id=stop, pad_token_id=stop
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=stop,
+            pad_token_id=stop,
         )[:, width:].tolist()
         out += [row[: row.index(stop)] if stop in row else row for row in said]
     return out
@@ -71,7 +78,9 @@ def main() -> None:
         if args.rows:
             chosen = random.Random(seed).sample(chosen, args.rows)
         spec = parse(TrainSpec, values | {"model_name_or_path": args.base, "seed": seed, "dataset": args.train})
-        spec = spec.model_copy(update={"lora_alpha": spec.lora_alpha or 2 * (spec.lora_rank or 8), "eval_strategy": "no"})
+        spec = spec.model_copy(
+            update={"lora_alpha": spec.lora_alpha or 2 * (spec.lora_rank or 8), "eval_strategy": "no"}
+        )
         rows = template.rows(chosen)
         job = Job(spec, chosen, rows, (), common_prefix([r.prompt for r in rows]))
         began = time.time()
@@ -87,7 +96,10 @@ def main() -> None:
         scores.append(metrics["exact_match"].value or 0)
         print(f"seed {seed} rows {len(rows)} {' '.join(args.sets)} train {trained:.0f} s "
               f"loss {summary['train_loss']:.3f} answered {time.time() - began - trained:.0f} s {shown}", flush=True)  # fmt: skip
-    print(f"MEAN {sum(scores) / len(scores):.4f} over {len(scores)} {args.base} {args.train} {args.rows} {args.sets}", flush=True)
+    print(
+        f"MEAN {sum(scores) / len(scores):.4f} over {len(scores)} {args.base} {args.train} {args.rows} {args.sets}",
+        flush=True,
+    )
     if args.untuned:
         model = load_for_answers(spec, base.path, None)
         texts = [template.decode(ids) for ids in answer(model, prompts, template.stop_ids[0], limit)]

@@ -56,9 +56,7 @@ def quickstart(folder: Path, extra: list[str]) -> tuple[float, float, list[str]]
     leader, follower = pty.openpty()
     env = os.environ | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
     began = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=follower, stderr=follower, stdin=follower, env=env, close_fds=True
-    )
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, stdin=follower, env=env, close_fds=True)
     os.close(follower)
     peak, stop = [0], threading.Event()
     watcher = threading.Thread(target=watch_memory, args=(process.pid, peak, stop), daemon=True)
@@ -110,9 +108,7 @@ def replay(text: str) -> list[str]:
 
 def main() -> None:
     """Print a Markdown table and the quickstart's output."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()

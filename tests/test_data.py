@@ -24,9 +24,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 
 
 def rows_of(n: int, **other: Any) -> list[dict[str, Any]]:
-    return [
-        {"instruction": "Extract.", "input": f"in {i}", "output": f"f(x[{i}])", **other} for i in range(n)
-    ]
+    return [{"instruction": "Extract.", "input": f"in {i}", "output": f"f(x[{i}])", **other} for i in range(n)]
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -427,9 +425,7 @@ def test_check_finds_what_spoils_training(tmp_path: Path):
     result = check([a, b])
     found = {(f.code, f.where): f for f in result.findings}
     assert found["duplicates", "train.jsonl:31"].count == 1
-    assert found["contradictions", "train.jsonl:5"].examples == (
-        "train.jsonl:5 f(x[4]) / train.jsonl:32 g(y)",
-    )
+    assert found["contradictions", "train.jsonl:5"].examples == ("train.jsonl:5 f(x[4]) / train.jsonl:32 g(y)",)
     assert found["odd_output", "train.jsonl:33"].examples == ("train.jsonl:33: 'none'",)
     leak = found["leakage", "val.jsonl:1"]
     assert (leak.severity, leak.count) == ("warning", 4)
@@ -464,11 +460,7 @@ def test_check_counts_tokens_with_a_template(tmp_path: Path):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})  # pyright: ignore
     template = Template("chatml", tokenizer)
     dataset = load(
-        str(
-            write(
-                tmp_path / "a.jsonl", [*rows_of(2), {"instruction": "", "input": "w " * 50, "output": "f(x)"}]
-            )
-        )
+        str(write(tmp_path / "a.jsonl", [*rows_of(2), {"instruction": "", "input": "w " * 50, "output": "f(x)"}]))
     )
     sizes = [len(row) for row in template.rows(dataset.examples)]
     result = check([dataset], template=template, cutoff_len=40)
@@ -483,8 +475,6 @@ def test_check_counts_tokens_with_a_template(tmp_path: Path):
 def test_check_asks_the_task(tmp_path: Path):
     from tunery.tasks import task_by_name
 
-    dataset = load(
-        str(write(tmp_path / "a.jsonl", [{"input": "x", "output": "{}"}, {"input": "y", "output": "{"}]))
-    )
+    dataset = load(str(write(tmp_path / "a.jsonl", [{"input": "x", "output": "{}"}, {"input": "y", "output": "{"}])))
     (finding,) = check([dataset], task=task_by_name("json")).findings
     assert (finding.code, finding.where) == ("odd_output", "a.jsonl:2")

@@ -190,10 +190,12 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
             client: Any = engine.engine_core
             seen: dict[str, Any] = {"client": type(client).__name__}
 
-            async def ask(name: str, max_tokens: int = 8) -> list[int]:
+            lora = LoRARequest("names@1", 7, str(tiny_adapter))
+
+            async def ask(name: str, max_tokens: int = 8, lora: Any = None) -> list[int]:
                 params = SamplingParams(max_tokens=max_tokens, **GREEDY)
-                tokens: list[int] = []
-                async for output in engine.generate(TokensPrompt(prompt_token_ids=[3, 4, 5]), params, name):
+                prompt, tokens = TokensPrompt(prompt_token_ids=[3, 4, 5]), []
+                async for output in engine.generate(prompt, params, name, lora_request=lora):
                     tokens = list(output.outputs[0].token_ids)
                 return tokens
 
@@ -208,7 +210,12 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
             await ask("after an abort")
             seen["unfinished"] = client._core.scheduler.get_num_unfinished_requests()
 
-            seen["added"] = await engine.add_lora(LoRARequest("names@1", 7, str(tiny_adapter)))
+            seen["tuned"] = await ask("tuned", lora=lora)
+            turns = [lora, None, lora, None, None]
+            seen["mixed"] = await asyncio.gather(*(ask(f"mixed-{i}", lora=x) for i, x in enumerate(turns)))
+            await engine.remove_lora(7)
+
+            seen["added"] = await engine.add_lora(lora)
             seen["loras"] = await engine.list_loras()
             seen["removed"] = await engine.remove_lora(7)
             seen["reset"] = await engine.reset_prefix_cache()
@@ -236,6 +243,8 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
     assert seen["client"] == "ThreadCoreClient" and seen["children"] == []
     assert len(seen["alone"]) == 8 and seen["together"] == [seen["alone"]] * 20
     assert seen["unfinished"] == 0
+    base, tuned = seen["alone"], seen["tuned"]
+    assert base != tuned and seen["mixed"] == [tuned, base, tuned, base, base]
     assert (seen["added"], set(seen["loras"]), seen["removed"], seen["reset"]) == (True, {7}, True, True)
     assert "no_such_method" in seen["refused"]
     assert seen["dying"] is True and seen["dead"] is True and seen["thread"] is False

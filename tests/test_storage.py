@@ -102,10 +102,7 @@ def test_vendor_errors_become_storage_errors():
 
     assert "no credentials" in storage.translate(NoCredentialsError(), "s3://b/k").message
     assert "not allowed" in storage.translate(PermissionError("Access Denied"), "s3://b/k").message
-    assert (
-        "cannot reach"
-        in storage.translate(EndpointConnectionError(endpoint_url="http://x"), "s3://b/k").message
-    )
+    assert "cannot reach" in storage.translate(EndpointConnectionError(endpoint_url="http://x"), "s3://b/k").message
     full = storage.translate(OSError(errno.ENOSPC, "No space left on device"), "/data/a", "write")
     assert full.message == "no space left to write /data/a"
     missing = storage.translate(ImportError("install s3fs", name="s3fs"), "s3://b/k")
@@ -200,9 +197,7 @@ def test_text_keeps_its_line_ends(tmp_path: Path):
 
 @settings(deadline=None, max_examples=20)
 @given(rows=st.lists(JSON, min_size=1, max_size=5), cut=st.integers(min_value=1, max_value=400))
-def test_a_log_torn_anywhere_keeps_its_whole_rows(
-    tmp_path_factory: pytest.TempPathFactory, rows: list, cut: int
-):
+def test_a_log_torn_anywhere_keeps_its_whole_rows(tmp_path_factory: pytest.TempPathFactory, rows: list, cut: int):
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
     for row in rows:
         storage.append_jsonl(path, row)

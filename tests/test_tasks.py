@@ -39,9 +39,7 @@ def test_canonical_form_ignores_attribute_order_list_order_and_spacing():
 
 
 names = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True)
-values = st.text(
-    st.characters(codec="utf-8", exclude_characters="[](),", exclude_categories=("Z", "C")), min_size=1
-)
+values = st.text(st.characters(codec="utf-8", exclude_characters="[](),", exclude_categories=("Z", "C")), min_size=1)
 calls_strategy = st.lists(
     st.builds(
         Call,

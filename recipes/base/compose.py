@@ -10,7 +10,17 @@ from domain import JOINT, Attr
 from values import cap, pick
 
 VOWELS = "aeiouAEIOU"
-IS = ["is ", "is ", "is quite ", "is really ", "is rather ", "is pretty ", "is very ", "is said to be ", "can be called "]
+IS = [
+    "is ",
+    "is ",
+    "is quite ",
+    "is really ",
+    "is rather ",
+    "is pretty ",
+    "is very ",
+    "is said to be ",
+    "can be called ",
+]
 JOINERS = [" and ", ", and ", ", ", " and also ", " as well as ", "; "]
 DOES = ["doesn't"]
 AUX = ("is ", "was ", "can ", "will ", "must ", "could ", "may ")
@@ -50,11 +60,7 @@ class Fact:
         attr = self.attr
         if attr.kind == "bool":
             if role == "adj":
-                return (
-                    [a for a in attr.roles.get("a", []) if " " not in a]
-                    if self.level and attr.shape == "be"
-                    else []
-                )
+                return [a for a in attr.roles.get("a", []) if " " not in a] if self.level and attr.shape == "be" else []
             return attr.roles.get(role + ("+" if self.level else "-"), [])
         if attr.scale is not None and role in ("adj", "vp", "op"):
             found = getattr(attr.scale, role)[self.level]
@@ -77,7 +83,11 @@ def listing(rng: random.Random, items: list[str]) -> str:
         return items[0] + pick(rng, PAIRS) + items[1]
     if rng.random() < 0.08:
         return " and ".join(items)
-    return ", ".join(items[:-1]) + pick(rng, [" and ", ", and ", " and ", ", and ", ", plus ", " as well as ", ", "]) + items[-1]
+    return (
+        ", ".join(items[:-1])
+        + pick(rng, [" and ", ", and ", " and ", ", and ", ", plus ", " as well as ", ", "])
+        + items[-1]
+    )
 
 
 PAIRS = [" and "] * 6 + [" & ", ", ", " as well as ", "/", " plus ", " and also ", " along with "]
@@ -143,6 +153,7 @@ def tag(statement: str) -> str:
     if first == "does" and rest.startswith("not "):
         return "does it"
     return "does it" if rest.startswith(("no ", "neither ")) or first == "lacks" else "doesn't it"
+
 
 def say(rng: random.Random, fact: Fact, role: str) -> str:
     """The fact in a role: `vp` (predicate), `mod` (after the noun) or `adj` (before it)."""
@@ -288,11 +299,7 @@ def predicates(rng: random.Random, facts: list[Fact]) -> str:
         return parts[0]
     if rng.random() < 0.12:
         return ", ".join(parts)
-    return (
-        ", ".join(parts[:-1])
-        + pick(rng, [" and ", ", and ", " and ", " and it ", ", and it ", " but "])
-        + parts[-1]
-    )
+    return ", ".join(parts[:-1]) + pick(rng, [" and ", ", and ", " and ", " and it ", ", and it ", " but "]) + parts[-1]
 
 
 def question(rng: random.Random, subject: str, fact: Fact) -> str:
@@ -328,14 +335,20 @@ def sentence(rng: random.Random, subject: str, nouns: list[str], facts: list[Fac
         if rng.random() < 0.25 and subject[:1].isupper() and "'s" not in subject:
             if rng.random() < 0.6:
                 return f"{first.surface}'s {subject} {predicates(rng, rest) if rest else pick(rng, NEUTRAL)}"
-            text = first.surface + pick(rng, [" is behind ", " gave us ", " brought us ", " is responsible for "]) + subject
+            text = (
+                first.surface
+                + pick(rng, [" is behind ", " gave us ", " brought us ", " is responsible for "])
+                + subject
+            )
         else:
             text = pick(rng, first.templates("act")).replace("{}", first.surface) + " " + subject
         return text + (
             pick(rng, [", which ", ", and it ", ", and it ", "; it "]) + predicates(rng, rest) if rest else ""
         )
     if x < 0.17 and rest and not first.units:
-        lead = pick(rng, ["although it {v}", "even though it {v}", "since it {v}", "while it {v}", "not only is it {n}"])
+        lead = pick(
+            rng, ["although it {v}", "even though it {v}", "since it {v}", "while it {v}", "not only is it {n}"]
+        )
         if "{n}" in lead:
             return f"{subject} is not only {noun_phrase(rng, nouns, [first])}, but it also {predicates(rng, rest)}"
         return f"{lead.replace('{v}', say(rng, first, 'vp'))}, {subject} {predicates(rng, rest)}"
@@ -344,9 +357,7 @@ def sentence(rng: random.Random, subject: str, nouns: list[str], facts: list[Fac
         if not lead.startswith(("that", "which", "where", "to ")):
             return f"{lead}, {subject} {predicates(rng, rest)}"
     if x < 0.42:
-        return (
-            f"{subject} {pick(rng, ['is', 'is', 'is', 'was', 'would be'])} {noun_phrase(rng, nouns, facts)}"
-        )
+        return f"{subject} {pick(rng, ['is', 'is', 'is', 'was', 'would be'])} {noun_phrase(rng, nouns, facts)}"
     if x < 0.45 and rest:
         return f"{subject}, which {say(rng, first, 'vp')}, {predicates(rng, rest)}"
     if x < 0.5 and rest:
@@ -376,9 +387,7 @@ def sentence(rng: random.Random, subject: str, nouns: list[str], facts: list[Fac
         return f"being {noun_phrase(rng, nouns, [first])}, {subject} {predicates(rng, rest)}"
     if x < 0.78 and first.has("adj") and subject.lower() not in PRONOUNS and not subject.startswith(("the ", "this ")):
         return f"the {say(rng, first, 'adj')} {pick(rng, nouns)} {subject} " + (
-            predicates(rng, rest)
-            if rest
-            else pick(rng, NEUTRAL)
+            predicates(rng, rest) if rest else pick(rng, NEUTRAL)
         )
     return f"{subject} {predicates(rng, facts)}"
 

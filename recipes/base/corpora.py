@@ -78,8 +78,7 @@ def clues(rows: list[tuple[str, Parsed]], values: dict[str, list[str]]) -> dict[
         for pair in {(a, x) for _, args in acts for a, x in args if values.get(a)}:
             both[pair].update(stems)
     return {
-        pair: {word for word, n in counts.items() if n >= 12 and n > 0.8 * words[word]}
-        for pair, counts in both.items()
+        pair: {word for word, n in counts.items() if n >= 12 and n > 0.8 * words[word]} for pair, counts in both.items()
     }
 
 
@@ -90,7 +89,10 @@ def inferable(text: str, acts: Parsed, known: dict[tuple[str, str], set[str]]) -
         for attribute, value in args:
             if value.lower() in YES_NO:
                 flat = attribute.lower()
-                if any(len(stem) > 2 and stem[:4] in flat for stem in stems) or known.get((attribute, value), set()) & stems:
+                if (
+                    any(len(stem) > 2 and stem[:4] in flat for stem in stems)
+                    or known.get((attribute, value), set()) & stems
+                ):
                     continue
                 return False
             if f"the {value}" in lower and f"The {value}" in text and attribute.lower() in ("name", "near"):
@@ -173,9 +175,7 @@ def make_group(rng: random.Random, folder: Path) -> Group:
     slots = [Slot(a, Attr([a], "copy"), corpus.attributes[a], {}) for a in attributes]
     acts_named = [(Act(f, [f], f.replace("_", " "), [], []), f) for f in functions]
     thing = Domain(corpus.name, [corpus.name], Attr([], "copy"), [])
-    schema = Schema(
-        thing, thing.nouns, slots, acts_named, "", False, "sentence", False, [], rng.random() < 0.5
-    )
+    schema = Schema(thing, thing.nouns, slots, acts_named, "", False, "sentence", False, [], rng.random() < 0.5)
     done: list[tuple[str, str]] = []
     for text, acts in picked:
         if rng.random() < 0.7:

@@ -24,9 +24,7 @@ BOOL_SHAPES: Mapping[str, Mapping[str, Sequence[str]]] = {
             "|does not have {n}|doesn't include {n}|has no {n} whatsoever|offers no {n}"
         ).split("|"),
         "mod+": "with {n}|offering {n}|that has {n}|including {n}|that comes with {n}".split("|"),
-        "mod-": "without {n}|with no {n}|lacking {n}|that has no {n}|that doesn't have {n}|minus the {n}".split(
-            "|"
-        ),
+        "mod-": "without {n}|with no {n}|lacking {n}|that has no {n}|that doesn't have {n}|minus the {n}".split("|"),
     },
     "be": {
         "vp+": "is {n}|is indeed {n}|is also {n}|is actually {n}|is considered {n}".split("|"),
@@ -47,9 +45,7 @@ BOOL_SHAPES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "mod-": "not available on {n}|that isn't on {n}|that is not on {n}".split("|"),
     },
     "allow": {
-        "vp+": "allows {n}|welcomes {n}|accepts {n}|permits {n}|is happy to take {n}|lets you have {n}".split(
-            "|"
-        ),
+        "vp+": "allows {n}|welcomes {n}|accepts {n}|permits {n}|is happy to take {n}|lets you have {n}".split("|"),
         "vp-": "doesn't allow {n}|does not accept {n}|bans {n}|doesn't permit {n}|allows no {n}|won't accept {n}".split(
             "|"
         ),

@@ -76,9 +76,7 @@ def schema_rows(rng: random.Random, schema: Schema, style: Style, n: int) -> lis
     return list(found.items())
 
 
-def make_group(
-    rng: random.Random, held_out: bool = False, held: tuple[str, ...] = HELD_OUT, n: int = 0
-) -> Group:
+def make_group(rng: random.Random, held_out: bool = False, held: tuple[str, ...] = HELD_OUT, n: int = 0) -> Group:
     """One group of `n` (default 8 to 16) rows."""
     while True:
         schema, style = make_schema(rng, held_out, held), make_style(rng)

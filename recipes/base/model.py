@@ -156,11 +156,7 @@ def block_mask(group: Tensor, segment: Tensor) -> BlockMask:
     """The same as a FlexAttention block mask."""
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (
-            (q >= k)
-            & (group[b, q] == group[b, k])
-            & ((segment[b, k] == 0) | (segment[b, k] == segment[b, q]))
-        )
+        return (q >= k) & (group[b, q] == group[b, k]) & ((segment[b, k] == 0) | (segment[b, k] == segment[b, q]))
 
     n = group.shape[1]
     return create_block_mask(allowed, group.shape[0], None, n, n, device=group.device.type)

@@ -124,9 +124,7 @@ def pack(enc: Encoder, source: Iterator[generate.Group], sequences: int, length:
     return out
 
 
-def _work(
-    queue: mp.Queue[tuple[int, Packed]], worker: int, first: int, step: int, options: dict[str, object]
-) -> None:
+def _work(queue: mp.Queue[tuple[int, Packed]], worker: int, first: int, step: int, options: dict[str, object]) -> None:
     """Produces chunks first + worker, first + worker + step, ...; each is a function of its own seed."""
     os.nice(5)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -60,9 +60,7 @@ class Muon:
     def step(self, lr: float) -> None:
         """One update at learning rate `lr` (scaled so that it matches AdamW's)."""
         for params, buffer in zip(self.groups, self.buffers, strict=True):
-            grad = torch.stack(
-                [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
-            ).float()
+            grad = torch.stack([p.grad if p.grad is not None else torch.zeros_like(p) for p in params]).float()
             buffer.mul_(self.momentum).add_(grad)
             update = self.orthogonal(grad + self.momentum * buffer).float()
             scale = 0.2 * max(update.shape[1:]) ** 0.5
@@ -140,9 +138,7 @@ class Feeder:
         """Integer tensors [batch, length] on the device, and the highest chunk number in them."""
         batch, last = self.queue.get()
         return {
-            k: t.to(self.device, non_blocking=True).to(
-                torch.int64 if k in ("ids", "position") else torch.int32
-            )
+            k: t.to(self.device, non_blocking=True).to(torch.int64 if k in ("ids", "position") else torch.int32)
             for k, t in batch.items()
         }, last
 
@@ -151,9 +147,7 @@ def losses(model: Any, batch: dict[str, Tensor], mask: Any, weights: Tensor) -> 
     """The weighted loss, the answer tokens' mean loss and the number of answer tokens."""
     ids, target = batch["ids"], batch["target"]
     logits = model(ids, batch["position"], mask)[:, :-1]
-    follows = (batch["group"][:, 1:] == batch["group"][:, :-1]) & (
-        batch["segment"][:, 1:] == batch["segment"][:, :-1]
-    )
+    follows = (batch["group"][:, 1:] == batch["group"][:, :-1]) & (batch["segment"][:, 1:] == batch["segment"][:, :-1])
     kind = torch.where(follows, target[:, 1:], 0)
     each = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     w = weights[kind.flatten().long()]
@@ -213,15 +207,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, default="7m")
     parser.add_argument("--init", type=Path, help="transformers folder to start from")
     parser.add_argument(
-        "--seconds", type=float, default=0, help="length of the run, start and evaluation included"
+        "--seconds",
+        type=float,
+        default=0,
+        help="length of the run from after the imports (about 10 s), evaluation included",
     )
     parser.add_argument(
         "--eval-seconds", type=float, default=45, help="part of --seconds kept for export and evaluation"
@@ -267,9 +262,7 @@ def main() -> None:
         "tokenizer": args.tokenizer, "corpora": args.corpora, "share": args.corpora_share, "seed": args.seed,
         "sequences": min(CHUNK, args.batch), "length": args.length,
     }  # fmt: skip
-    pool = Pool(
-        args.workers or max(1, (os.cpu_count() or 2) - 2), first, options
-    )  # forks: before any CUDA call
+    pool = Pool(args.workers or max(1, (os.cpu_count() or 2) - 2), first, options)  # forks: before any CUDA call
     feeder = Feeder(pool, args.batch, device)
     log_file = (args.out / "log.jsonl").open("a", encoding="utf-8")
 

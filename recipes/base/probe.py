@@ -48,9 +48,7 @@ def batch_of(
 
 def main() -> None:
     """Fine-tune and score."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--domain", choices=HELD_OUT, default=HELD_OUT[0])
     parser.add_argument("--seed", type=int, default=5)
@@ -69,13 +67,9 @@ def main() -> None:
     train, test = rows[: args.rows], rows[args.rows :]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    config = LoraConfig(
-        r=64, lora_alpha=128, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=64, lora_alpha=128, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config).to(device)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.0)
     steps = args.epochs * ((len(train) + args.batch - 1) // args.batch)
     done, start = 0, time.perf_counter()
     rng = random.Random(0)

@@ -90,11 +90,7 @@ def _opinion(rng: random.Random, fact: Fact, name: str) -> str:
         return pick(rng, options).replace("{E}", name)
     adj = pick(rng, scale.adj[fact.level])
     if x < 0.88:
-        return (
-            pick(rng, OPINIONS)
-            .replace("{e}", name)
-            .replace("{a}", adj)
-        )
+        return pick(rng, OPINIONS).replace("{e}", name).replace("{a}", adj)
     return f"I think {name} {pick(rng, scale.vp[fact.level])}"
 
 
@@ -131,9 +127,7 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
     entity = bool(need & {"E", "S", "Y", "O", "G"}) or "A" in need
     if entity:
         if generic or (act.id in ("search", "deny") and rng.random() < 0.5):
-            name = pick(
-                rng, ["it", "this one", "that one", "the " + pick(rng, nouns), "this " + pick(rng, nouns)]
-            )
+            name = pick(rng, ["it", "this one", "that one", "the " + pick(rng, nouns), "this " + pick(rng, nouns)])
         else:
             key = make_fact(rng, schema, 0)
             facts.append(key)
@@ -158,9 +152,7 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
         if "A" in need:
             texts["A"] = _asks(rng, schema, asked, name)
         else:
-            the = (
-                frame.find("What {R}") < 0 and frame.find("Which {R}") < 0 and frame.find("preference on") < 0
-            )
+            the = frame.find("What {R}") < 0 and frame.find("Which {R}") < 0 and frame.find("preference on") < 0
             texts["R"] = c.listing(
                 rng, [("the " if the else "") + pick(rng, schema.slots[i].attr.roles["n"]) for i in asked]
             )
@@ -196,9 +188,7 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
                 texts[slot] = c.clauses(rng, name, nouns, hand)
             elif slot == "I":
                 texts[slot] = cap(
-                    c.clauses(
-                        rng, pick(rng, ["it", "it", "this one", "the " + pick(rng, nouns)]), nouns, hand
-                    )
+                    c.clauses(rng, pick(rng, ["it", "it", "this one", "the " + pick(rng, nouns)]), nouns, hand)
                 )
             elif slot == "G":
                 said = c.predicates(rng, hand)
@@ -228,7 +218,11 @@ def realise(rng: random.Random, schema: Schema, act: Act, function: str) -> Said
     if x < 0.06:
         head = pick(rng, HEADS)
         opening = text.split(" ", 1)[0].rstrip(",:!?")
-        if head.endswith(", ") and opening not in KEEP and not any(text.startswith(f.surface) for f in facts if f.surface):
+        if (
+            head.endswith(", ")
+            and opening not in KEEP
+            and not any(text.startswith(f.surface) for f in facts if f.surface)
+        ):
             text = text[0].lower() + text[1:]
         text = head + text
     elif x < 0.09:

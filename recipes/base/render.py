@@ -111,9 +111,7 @@ def render(schema: Schema, style: Style, acts: list[Said]) -> str:
         elif kind in ("func_eq", "func_colon"):
             sep = "=" if kind == "func_eq" else ": "
             args = [
-                f'{name}{sep}"{_flat(value, style)}"'
-                if style.compact
-                else f"{name}{sep}{_flat(value, style)}"
+                f'{name}{sep}"{_flat(value, style)}"' if style.compact else f"{name}{sep}{_flat(value, style)}"
                 for name, value in items
             ]
             parts.append(f"{said.function}({', '.join(args)})")
@@ -211,16 +209,26 @@ MENTIONED = [
     "Several values of one attribute are joined in the order in which they are mentioned.", "List values as they come in the sentence.",
     "If an attribute has several values, keep their order in the text and separate them with '{j}'.",
 ]  # fmt: skip
-SORTED = ["Several values of one attribute stand in alphabetical order.", "Sort the values of an attribute alphabetically."]
+SORTED = [
+    "Several values of one attribute stand in alphabetical order.",
+    "Sort the values of an attribute alphabetically.",
+]
 BY_SCHEMA = ["Several values of one attribute stand in the order in which the values are listed."]
 BOOLS = [
     "Attributes that hold or do not hold have the values {y} and {n}.", "Yes/no attributes are {y} or {n}.", "Use {y} and {n} for things that are true or not.",
     "Write {y} if the thing has it and {n} if not.",
 ]  # fmt: skip
 ASKED = {
-    "": ["An attribute that is asked for has empty brackets.", "Leave the brackets empty for what is asked.", "If a value is asked for, write attribute[]."],
+    "": [
+        "An attribute that is asked for has empty brackets.",
+        "Leave the brackets empty for what is asked.",
+        "If a value is asked for, write attribute[].",
+    ],
     "?": ["An attribute that is asked for has the value ?.", "Put ? where the speaker asks for the value."],
-    "bare": ["An attribute that is asked for stands without brackets.", "Write only the attribute's name for what is asked."],
+    "bare": [
+        "An attribute that is asked for stands without brackets.",
+        "Write only the attribute's name for what is asked.",
+    ],
 }
 
 
@@ -304,9 +312,7 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
     if rng.random() < 0.6:
         functions.sort(key=lambda _: rng.random())
     order = (
-        sorted(range(len(schema.slots)), key=schema.rank.__getitem__)
-        if schema.rank
-        else list(range(len(schema.slots)))
+        sorted(range(len(schema.slots)), key=schema.rank.__getitem__) if schema.rank else list(range(len(schema.slots)))
     )
     if not schema.listed:
         rng.shuffle(order)
@@ -316,9 +322,7 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
     described = rng.random()
     odds = (0.9, 0.6) if described < 0.3 else (0.85, 0.05) if described < 0.7 else (0.1, 0.02)
     labels = [
-        _describe(rng, schema, i)
-        if rng.random() < odds[0 if unusual(schema, i) else 1]
-        else schema.slots[i].name
+        _describe(rng, schema, i) if rng.random() < odds[0 if unusual(schema, i) else 1] else schema.slots[i].name
         for i in order
     ]
     detailed = any(len(x) > 40 for x in labels)
@@ -337,9 +341,7 @@ def instruction(rng: random.Random, schema: Schema, style: Style) -> str:
         al, ab = _names(rng, labels), "\n".join([f"- {x}" for x in labels])
     attr_part = pick(rng, ATTR_LEAD).replace("{l}", al).replace("{b}", ab)
     if rng.random() < 0.06 and style.kind == "func":
-        signature = "\n".join(
-            [f"{n}({', '.join([schema.slots[i].name for i in order])})" for n, _ in functions]
-        )
+        signature = "\n".join([f"{n}({', '.join([schema.slots[i].name for i in order])})" for n, _ in functions])
         func_part, attr_part = "Signatures:\n" + signature, ""
     elif rng.random() < 0.2 and style.kind.startswith("json"):
         props = {

@@ -74,22 +74,14 @@ class Schema:
 def invented_attr(rng: random.Random) -> Attr:
     """An attribute of made-up name, sometimes with a made-up closed value set."""
     name = rng.random()
-    label = (
-        f"{pick(rng, w.NOUNS)} {pick(rng, w.NOUNS)}"
-        if name < 0.4
-        else fake(rng)
-        if name < 0.6
-        else phrase(rng)
-    )
+    label = f"{pick(rng, w.NOUNS)} {pick(rng, w.NOUNS)}" if name < 0.4 else fake(rng) if name < 0.6 else phrase(rng)
     label = label.lower()
     x = rng.random()
     if x < 0.4:
         attr = Attr(
             [label],
             "copy",
-            sampler=SAMPLERS[
-                pick(rng, ["title", "person", "company", "word", "code", "term", "product", "number"])
-            ],
+            sampler=SAMPLERS[pick(rng, ["title", "person", "company", "word", "code", "term", "product", "number"])],
         )
         attr.many = rng.random() < 0.25
     elif x < 0.7:
@@ -126,9 +118,7 @@ def acronym_set(rng: random.Random) -> dict[str, list[str]]:
         parts = [word(rng) for _ in range(1 if rng.random() < 0.2 else 2 + int(rng.random() * 2))]
         long = " ".join(cap(p) for p in parts) if wide else " ".join(parts)
         short = (
-            "".join(p[0] for p in parts).upper()
-            if len(parts) > 1
-            else parts[0][: 1 + int(rng.random() * 3)].upper()
+            "".join(p[0] for p in parts).upper() if len(parts) > 1 else parts[0][: 1 + int(rng.random() * 3)].upper()
         )
         if len(short) == 3 and short[1:] == "PG":
             continue

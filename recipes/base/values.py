@@ -116,7 +116,20 @@ def odd_title(rng: random.Random, s: str) -> str:
     if x < 0.3:
         return f"{a} {b}: {s} {pick(rng, w.ROMAN)}"
     if x < 0.4:
-        return s + pick(rng, [" Vol. 2", " #1", " Part 2", ", Part One", " 3D", " HD", " Remastered", ": Special Edition", " - The Sequel"])
+        return s + pick(
+            rng,
+            [
+                " Vol. 2",
+                " #1",
+                " Part 2",
+                ", Part One",
+                " 3D",
+                " HD",
+                " Remastered",
+                ": Special Edition",
+                " - The Sequel",
+            ],
+        )
     if x < 0.5:
         return f"{a} 'n' {b}" if x < 0.44 else f"{a}, {b} and {cap(word(rng))}"
     if x < 0.6:
@@ -195,15 +208,10 @@ def person(rng: random.Random) -> str:
     if x < 0.74:
         return first(rng)
     if x < 0.79:
-        return (
-            pick(rng, ["Dr.", "Dr", "Mr.", "Mrs.", "Ms.", "Prof.", "Professor", "Sir"]) + " " + surname(rng)
-        )
+        return pick(rng, ["Dr.", "Dr", "Mr.", "Mrs.", "Ms.", "Prof.", "Professor", "Sir"]) + " " + surname(rng)
     if x < 0.86:
         return (
-            pick(rng, CONSONANTS)
-            + ". "
-            + (pick(rng, CONSONANTS) + ". " if rng.random() < 0.3 else "")
-            + surname(rng)
+            pick(rng, CONSONANTS) + ". " + (pick(rng, CONSONANTS) + ". " if rng.random() < 0.3 else "") + surname(rng)
         )
     if x < 0.9:
         return first(rng) + " " + pick(rng, CONSONANTS) + ". " + surname(rng)
@@ -220,16 +228,9 @@ def company(rng: random.Random) -> str:
     if x < 0.3:
         return cap(word(rng)) + " " + pick(rng, w.COMPANY_TAILS)
     if x < 0.45:
-        return (
-            cap(word(rng))
-            + " "
-            + cap(word(rng))
-            + (" " + pick(rng, w.COMPANY_TAILS) if rng.random() < 0.6 else "")
-        )
+        return cap(word(rng)) + " " + cap(word(rng)) + (" " + pick(rng, w.COMPANY_TAILS) if rng.random() < 0.6 else "")
     if x < 0.55:
-        return (
-            cap(word(rng)) + cap(word(rng)) + ("" if rng.random() < 0.7 else " " + pick(rng, w.COMPANY_TAILS))
-        )
+        return cap(word(rng)) + cap(word(rng)) + ("" if rng.random() < 0.7 else " " + pick(rng, w.COMPANY_TAILS))
     if x < 0.63:
         return surname(rng) + pick(rng, [" & ", " and ", "-"]) + surname(rng)
     if x < 0.71:
@@ -286,19 +287,12 @@ def venue(rng: random.Random) -> str:
         )
     if x < 0.74:
         return (
-            pick(rng, ["Café", "Hotel", "Bar", "Casa", "La", "Le", "El", "Chez", "Villa", "Il"])
-            + " "
-            + cap(word(rng))
+            pick(rng, ["Café", "Hotel", "Bar", "Casa", "La", "Le", "El", "Chez", "Villa", "Il"]) + " " + cap(word(rng))
         )
     if x < 0.82:
         return pick(rng, w.CITIES) + " " + pick(rng, w.VENUE_TAILS)
     if x < 0.88:
-        return (
-            word(rng)
-            + " "
-            + word(rng)
-            + ("" if rng.random() < 0.5 else " " + pick(rng, w.VENUE_TAILS).lower())
-        )
+        return word(rng) + " " + word(rng) + ("" if rng.random() < 0.5 else " " + pick(rng, w.VENUE_TAILS).lower())
     if x < 0.92:
         return pick(rng, w.VENUE_TAILS) + " " + small(rng)
     return title_core(rng)
@@ -307,9 +301,7 @@ def venue(rng: random.Random) -> str:
 def product(rng: random.Random) -> str:
     """A model name of a device, a car, a bottle."""
     x = rng.random()
-    head = (
-        cap(word(rng)) if x < 0.8 else pick(rng, [acronym(rng), word(rng), cap(word(rng)) + cap(word(rng))])
-    )
+    head = cap(word(rng)) if x < 0.8 else pick(rng, [acronym(rng), word(rng), cap(word(rng)) + cap(word(rng))])
     y = rng.random()
     if y < 0.15:
         return head
@@ -406,9 +398,7 @@ def date(rng: random.Random) -> str:
     if x < 0.58:
         return f"{y}-{m + 1:02d}-{d:02d}"
     if x < 0.66:
-        return pick(
-            rng, [f"{d:02d}/{m + 1:02d}/{y}", f"{d}.{m + 1}.{y}", f"{m + 1}/{d}/{y[2:]}", f"{d}/{m + 1}"]
-        )
+        return pick(rng, [f"{d:02d}/{m + 1:02d}/{y}", f"{d}.{m + 1}.{y}", f"{m + 1}/{d}/{y[2:]}", f"{d}/{m + 1}"])
     if x < 0.78:
         return pick(rng, w.WEEKDAYS)
     if x < 0.84:
@@ -523,9 +513,9 @@ def nationality(rng: random.Random) -> str:
 
 def colour(rng: random.Random) -> str:
     """A colour, sometimes shaded."""
-    return (
-        pick(rng, ["dark ", "light ", "matte ", "pale ", "bright "]) if rng.random() < 0.25 else ""
-    ) + pick(rng, w.COLOURS)
+    return (pick(rng, ["dark ", "light ", "matte ", "pale ", "bright "]) if rng.random() < 0.25 else "") + pick(
+        rng, w.COLOURS
+    )
 
 
 def score(rng: random.Random) -> str:

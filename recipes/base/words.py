@@ -111,9 +111,7 @@ COUNTRIES = (
 ).split()
 
 # Syllables for made-up words: onset + nucleus + coda.
-ONSETS = (
-    "b br c ch cl d dr f fl g gl gr h j k kr l m n p ph pl pr qu r s sh sk sl sp st t th tr v w x y z".split()
-)
+ONSETS = "b br c ch cl d dr f fl g gl gr h j k kr l m n p ph pl pr qu r s sh sk sl sp st t th tr v w x y z".split()
 NUCLEI = "a e i o u a e i o u ai ea ee ia io oo ou y".split()
 CODAS = ["", "", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "x", "ck", "th", "st", "ng", "z", "d"]
 
@@ -129,17 +127,11 @@ Inn|Hotel|House|Café|Bar|Kitchen|Hall|Centre|Lodge|Gardens|Arms|Tavern|Bistro|G
 Theatre|Museum|Gallery|Clinic|Stadium|Arena|Market|Park|Point|Place|Palace|Villa|Rooms|Corner|Deli|Diner
 """.replace("\n", "").split("|")
 
-STREETS = (
-    "Street|Road|Avenue|Lane|Drive|Close|Square|Way|St|Rd|Ave|Boulevard|Terrace|Crescent|Hill|Row".split("|")
-)
+STREETS = "Street|Road|Avenue|Lane|Drive|Close|Square|Way|St|Rd|Ave|Boulevard|Terrace|Crescent|Hill|Row".split("|")
 
-PLACE_TAILS = (
-    "ton ham ville burg field ford mouth bridge wick port dale stead worth ley bury haven minster".split()
-)
+PLACE_TAILS = "ton ham ville burg field ford mouth bridge wick port dale stead worth ley bury haven minster".split()
 
-PRODUCT_TAILS = (
-    "Pro Max Plus Mini Air Lite Ultra Go One Neo Sport GT S X Z II III SE Classic Prime Duo Edge".split()
-)
+PRODUCT_TAILS = "Pro Max Plus Mini Air Lite Ultra Go One Neo Sport GT S X Z II III SE Classic Prime Duo Edge".split()
 
 MONTHS = "January February March April May June July August September October November December".split()
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -148,6 +140,4 @@ NUMBER_WORDS = (
     " seventeen eighteen nineteen twenty"
 ).split()
 ROMAN = "II III IV V VI VII VIII IX X XI XII XIII XIV".split()
-COLOURS = (
-    "red blue green black white silver grey yellow orange purple pink brown beige navy turquoise gold".split()
-)
+COLOURS = "red blue green black white silver grey yellow orange purple pink brown beige navy turquoise gold".split()

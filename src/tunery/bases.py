@@ -47,9 +47,7 @@ def find_base(name: str) -> Base:
         )
     architecture = (config.get("architectures") or ["unknown"])[0]
     context = int(
-        config.get("max_position_embeddings")
-        or config.get("text_config", {}).get("max_position_embeddings")
-        or 2048
+        config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings") or 2048
     )
     return Base(name, path, _digest(path), context, architecture)
 

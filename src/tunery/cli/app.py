@@ -23,12 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(
-    help="Import, check and look at labelled rows.", no_args_is_help=True, context_settings=HELP
-)
-models_app = typer.Typer(
-    help="Look at registered model versions.", no_args_is_help=True, context_settings=HELP
-)
+data_app = typer.Typer(help="Import, check and look at labelled rows.", no_args_is_help=True, context_settings=HELP)
+models_app = typer.Typer(help="Look at registered model versions.", no_args_is_help=True, context_settings=HELP)
 runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
@@ -38,16 +34,10 @@ ProjectFile = Annotated[
     Path | None,
     typer.Argument(metavar="[FILE]", help="tunery.yaml, or LLaMA-Factory's YAML. Default: ./tunery.yaml"),
 ]
-ProjectOption = Annotated[
-    Path | None, typer.Option("--project", "-p", help="The project file. Default: ./tunery.yaml")
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")
-]
+ProjectOption = Annotated[Path | None, typer.Option("--project", "-p", help="The project file. Default: ./tunery.yaml")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything, say what would happen, start nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would happen, start nothing.")]
 
 
 def main() -> None:
@@ -80,9 +70,7 @@ def main() -> None:
             _screen(as_json).fail({"code": "usage", "message": usage[0], "hint": usage[1], "where": None})
             raise SystemExit(2) from None
         message = f"{type(exc).__name__}: {exc}"
-        _screen(as_json).fail(
-            {"code": "bug", "message": message, "hint": "run again with --debug", "where": None}
-        )
+        _screen(as_json).fail({"code": "bug", "message": message, "hint": "run again with --debug", "where": None})
         raise SystemExit(1) from None
 
 
@@ -108,9 +96,7 @@ def _say_stopped(as_json: bool) -> None:
     }.get(verb)
     screen = _screen(as_json)
     if as_json:
-        screen.result(
-            {"error": {"code": "interrupted", "message": "interrupted", "hint": again, "where": None}}
-        )
+        screen.result({"error": {"code": "interrupted", "message": "interrupted", "hint": again, "where": None}})
     else:
         screen.errors.print("\nstopped." + (f" {again}." if again else ""))
 
@@ -146,9 +132,7 @@ def root(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where the project shall lie.")] = Path("."),
-    data: Annotated[
-        Path | None, typer.Option(help="A folder with dataset_info.json. Default: embedded rows.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with dataset_info.json. Default: embedded rows.")] = None,
     model: Annotated[str | None, typer.Option(help="The name to register versions under.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -195,9 +179,7 @@ def quickstart(
     folder: Annotated[Path, typer.Argument(help="Everything it makes goes here.")] = Path("quickstart"),
     data: Annotated[Path | None, typer.Option(help="Your own folder with dataset_info.json.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")] = False,
-    keep_serving: Annotated[
-        bool, typer.Option("--keep-serving", help="Leave the service up until Ctrl-C.")
-    ] = False,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the service up until Ctrl-C.")] = False,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -227,9 +209,7 @@ def quickstart(
 def data_import(
     name: Annotated[str, typer.Argument(help='"viggo", or "bikeshop" for the embedded rows.')],
     into: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("data"),
-    source: Annotated[
-        Path | None, typer.Option("--from", help="Take the same files from this folder.")
-    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Take the same files from this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a known dataset; an interrupted download goes on where it stopped.
@@ -255,9 +235,7 @@ def data_import(
 
 @data_app.command("check")
 def data_check(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Dataset names or files. Default: the project's.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Dataset names or files. Default: the project's.")] = None,
     dataset_dir: Annotated[Path | None, typer.Option(help="The folder with dataset_info.json.")] = None,
     project: ProjectOption = None,
     as_json: AsJson = False,
@@ -291,9 +269,7 @@ def data_check(
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[
-        str | None, typer.Argument(help="A dataset name or file. Default: the training set.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="A dataset name or file. Default: the training set.")] = None,
     dataset_dir: Annotated[Path | None, typer.Option(help="The folder with dataset_info.json.")] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 5,
     start: Annotated[int, typer.Option(min=0, help="The first row, from 0.")] = 0,
@@ -318,15 +294,11 @@ def data_show(
         screen.say(f"[dim]shared by all {len(data):,} rows:[/] {escape(instruction)}\n")
     for example in picked:
         text = example.text.removeprefix(f"{instruction}\n") if instruction else example.text
-        screen.say(
-            f"[dim]{escape(example.id)}[/]  {escape(text)}\n  → {escape(example.target or '(unlabelled)')}"
-        )
+        screen.say(f"[dim]{escape(example.id)}[/]  {escape(text)}\n  → {escape(example.target or '(unlabelled)')}")
     screen.result({"name": data.name, "rows": len(data), "examples": [dataclasses.asdict(e) for e in picked]})
 
 
-def _datasets(
-    project: Path | None, names: list[str] | None, dataset_dir: Path | None
-) -> tuple[str, list[str]]:
+def _datasets(project: Path | None, names: list[str] | None, dataset_dir: Path | None) -> tuple[str, list[str]]:
     """The folder and names to look at: as given, else as the project has them."""
     from tunery.data import list_datasets
     from tunery.ops.verbs import in_project
@@ -342,9 +314,7 @@ def _datasets(
 @app.command()
 def train(
     file: ProjectFile = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the last interrupted training.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted training.")] = False,
     sets: Sets = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -377,9 +347,7 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[
-        str | None, typer.Argument(help='"name", "name@3". Default: the project\'s latest.')
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help='"name", "name@3". Default: the project\'s latest.')] = None,
     project: ProjectOption = None,
     sets: Sets = None,
     dry_run: DryRun = False,
@@ -418,9 +386,7 @@ def evaluate(
 def batch(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="JSONL, JSON, CSV or Parquet rows.")],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Ends in .jsonl or .parquet.")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help='"name", "name@3". Default: the latest.')
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help='"name", "name@3". Default: the latest.')] = None,
     column: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
     project: ProjectOption = None,
     sets: Sets = None,
@@ -478,11 +444,7 @@ def serve(
     if dry_run:
         from tunery.ops.registry import list_versions
 
-        refs = (
-            [v.ref for v in list_versions(Path(spec.home))]
-            if spec.serve.models == "all"
-            else spec.serve.models
-        )
+        refs = [v.ref for v in list_versions(Path(spec.home))] if spec.serve.models == "all" else spec.serve.models
         facts = {"url": f"http://{spec.serve.host}:{spec.serve.port}/v1", "models": refs}
         screen.table(("what", "value"), list(facts.items()))
         screen.result(facts)
@@ -568,9 +530,7 @@ def runs_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
 
     screen = _screen(as_json)
     found = list_runs(Path(_project(project, None, None).home))
-    screen.table(
-        ("run", "state", "started", "ended"), [(r.id, r.state, r.started, r.ended or "") for r in found]
-    )
+    screen.table(("run", "state", "started", "ended"), [(r.id, r.state, r.started, r.ended or "") for r in found])
     screen.result({"runs": [dataclasses.asdict(r) for r in found]})
 
 

@@ -205,9 +205,7 @@ class Screen:
 
     def _on_serving(self, event: Mapping[str, Any]) -> None:
         self.stop()
-        self.say(
-            f"    {event['url']}  ready in {event['seconds']:.0f} s; models: {', '.join(event['models'])}"
-        )
+        self.say(f"    {event['url']}  ready in {event['seconds']:.0f} s; models: {', '.join(event['models'])}")
 
     def _on_question(self, event: Mapping[str, Any]) -> None:
         self.say(f"    [dim]{escape(event['input'])}[/]")
@@ -219,11 +217,7 @@ class Screen:
             self.console.print(event["text"], end="", markup=False, style="bold green")
 
     def _on_answer(self, event: Mapping[str, Any]) -> None:
-        verdict = (
-            "equal to the label"
-            if event["text"].strip() == event["gold"]
-            else f"the label is {event['gold']}"
-        )
+        verdict = "equal to the label" if event["text"].strip() == event["gold"] else f"the label is {event['gold']}"
         self.say("")
         self.say(
             f"    [dim]first token after {event['first_token'] * 1000:.0f} ms, "
@@ -246,9 +240,7 @@ class Screen:
 
     # --- reports ---
 
-    def report(
-        self, report: Mapping[str, Any], label: str, worst: int, instruction: str | None = None
-    ) -> None:
+    def report(self, report: Mapping[str, Any], label: str, worst: int, instruction: str | None = None) -> None:
         """Scores of every model beside each other, then the rows that `label` got most wrong."""
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
         table.add_column(f"{self._indent}{report['n']} rows")
@@ -279,10 +271,7 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
     if not values:
         return ""
     step = max(1, len(values) // width)
-    means = [
-        log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step])))
-        for i in range(0, len(values), step)
-    ]
+    means = [log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step]))) for i in range(0, len(values), step)]
     low, high = min(means), max(means)
     return "".join(_BARS[int((v - low) / max(1e-9, high - low) * 7)] for v in means)
 

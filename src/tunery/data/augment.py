@@ -57,9 +57,7 @@ def _like(value: str, rng: random.Random) -> str:
 
     def word(match: re.Match[str]) -> str:
         old = match[0]
-        new = "".join(
-            rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range((len(old) + 1) // 2)
-        )
+        new = "".join(rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range((len(old) + 1) // 2))
         new = new[: len(old)]
         return new.upper() if old.isupper() else new.capitalize() if old[0].isupper() else new
 

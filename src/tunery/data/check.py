@@ -78,10 +78,7 @@ def check(
     """
     splits: list[SplitStats] = []
     findings: list[Finding] = []
-    prompts = {
-        id(dataset): [_fold(*(m.content for m in e.messages)) for e in dataset.examples]
-        for dataset in datasets
-    }
+    prompts = {id(dataset): [_fold(*(m.content for m in e.messages)) for e in dataset.examples] for dataset in datasets}
     for dataset in datasets:
         lengths, unit = _lengths(dataset, tokenizer, template)
         splits.append(_stats(dataset, prompts[id(dataset)], lengths, unit))
@@ -117,9 +114,7 @@ def _stats(dataset: Dataset, prompts: list[str], lengths: list[int], unit: Any) 
     )
 
 
-def _lengths(
-    dataset: Dataset, tokenizer: Any, template: Any
-) -> tuple[list[int], Literal["tokens", "characters"]]:
+def _lengths(dataset: Dataset, tokenizer: Any, template: Any) -> tuple[list[int], Literal["tokens", "characters"]]:
     """Length of prompt and target together, a row."""
     examples = dataset.examples
     if template is not None:
@@ -143,9 +138,7 @@ def _targets(dataset: Dataset, task: Any) -> Iterable[Finding]:
         yield _finding("warning", "one_output", "every row has the same output", dataset, filled)
     padded = [e for e in filled if e.target != (e.target or "").strip()]
     if padded:
-        yield _finding(
-            "note", "outer_space", "outputs begin or end with white space", dataset, padded, outputs=True
-        )
+        yield _finding("note", "outer_space", "outputs begin or end with white space", dataset, padded, outputs=True)
     if task is not None:
         odd = [e for e in filled if task.parse(e.target) is None]
         shape = f"a {task.name} output"
@@ -203,11 +196,7 @@ def _repeats(dataset: Dataset, prompts: list[str]) -> Iterable[Finding]:
 def _leakage(a: Dataset, b: Dataset, prompts_a: list[str], prompts_b: list[str]) -> Iterable[Finding]:
     """Inputs of `b` that `a` has too: a score on one after training on the other flatters."""
     seen = dict(zip(prompts_a, a.examples, strict=True))
-    both = [
-        (seen[prompt], example)
-        for prompt, example in zip(prompts_b, b.examples, strict=True)
-        if prompt in seen
-    ]
+    both = [(seen[prompt], example) for prompt, example in zip(prompts_b, b.examples, strict=True) if prompt in seen]
     if both:
         shown = tuple(f"{_place(a, x)} = {_place(b, y)}: {_input(y)}" for x, y in both[:_SHOWN])
         message = f'rows of "{b.name}" have an input that "{a.name}" has too'
@@ -217,9 +206,7 @@ def _leakage(a: Dataset, b: Dataset, prompts_a: list[str], prompts_b: list[str])
 def _too_long(dataset: Dataset, lengths: list[int], cutoff_len: int) -> Iterable[Finding]:
     long = [(e, n) for e, n in zip(dataset.examples, lengths, strict=True) if n > cutoff_len]
     if long:
-        shown = tuple(
-            f"{_place(dataset, e)}: {n} tokens" for e, n in sorted(long, key=lambda p: -p[1])[:_SHOWN]
-        )
+        shown = tuple(f"{_place(dataset, e)}: {n} tokens" for e, n in sorted(long, key=lambda p: -p[1])[:_SHOWN])
         message = f"rows are longer than cutoff_len {cutoff_len}"
         yield Finding("error", "too_long", message, _place(dataset, long[0][0]), len(long), shown)
 
@@ -233,9 +220,7 @@ def _finding(
     *,
     outputs: bool = False,
 ) -> Finding:
-    shown = tuple(
-        f"{_place(dataset, e)}: {_brief(repr(e.target)) if outputs else _input(e)}" for e in rows[:_SHOWN]
-    )
+    shown = tuple(f"{_place(dataset, e)}: {_brief(repr(e.target)) if outputs else _input(e)}" for e in rows[:_SHOWN])
     return Finding(severity, code, message, _place(dataset, rows[0]), len(rows), shown)
 
 

@@ -83,9 +83,7 @@ def _find(name: str, dataset_dir: storage.AnyPath) -> tuple[Entry | None, str]:
         where = storage.join(storage.shown(dataset_dir), REGISTRY)
         entry = parse_entry(name, registry[name], where)
         if entry.source == "script_url":
-            raise DataError(
-                f'dataset "{name}": loading scripts are not run', where=where, hint="export it to JSONL"
-            )
+            raise DataError(f'dataset "{name}": loading scripts are not run', where=where, hint="export it to JSONL")
         if entry.source == "ms_hub_url":
             hint = "download it and register its file with file_name, or use hf_hub_url"
             raise DataError(f'dataset "{name}": ModelScope is not supported', where=where, hint=hint)
@@ -117,24 +115,18 @@ def _files(name: str, location: str, entry: Entry | None, dataset_dir: storage.A
         files = _of_split(entry, files)
     if len({file_format(f) for f in files}) > 1:
         names = ", ".join(os.path.basename(f) for f in files)
-        raise DataError(
-            f"{storage.shown(location)} mixes file types: {names}", hint="name one of them: *.jsonl"
-        )
+        raise DataError(f"{storage.shown(location)} mixes file types: {names}", hint="name one of them: *.jsonl")
     return files
 
 
 def _of_split(entry: Entry, files: Sequence[str]) -> list[str]:
     # As Hugging Face names the files of a split: test.jsonl, test-00000-of-00002.parquet, test_1.csv
     chosen = [
-        f
-        for f in files
-        if _stem(f) == entry.split or _stem(f).startswith((f"{entry.split}-", f"{entry.split}_"))
+        f for f in files if _stem(f) == entry.split or _stem(f).startswith((f"{entry.split}-", f"{entry.split}_"))
     ]
     if not chosen:
         names = ", ".join(os.path.basename(f) for f in files)
-        raise DataError(
-            f'dataset "{entry.name}" has no split "{entry.split}"', hint=f"its files are: {names}"
-        )
+        raise DataError(f'dataset "{entry.name}" has no split "{entry.split}"', hint=f"its files are: {names}")
     return chosen
 
 
@@ -176,9 +168,7 @@ def _hub_rows(entry: Entry) -> list[Row]:
     except Exception as error:  # the library raises whatever its many loaders raise
         brief = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "check hf_hub_url, subset, folder and split, the network, and HF_TOKEN for private datasets"
-        raise DataError(
-            f'cannot load dataset "{entry.name}" from {entry.location}: {brief}', hint=hint
-        ) from error
+        raise DataError(f'cannot load dataset "{entry.name}" from {entry.location}: {brief}', hint=hint) from error
     found = list(enumerate((dict(cast(Any, row)) for row in rows), 1))
     if not found:
         raise DataError(f'dataset "{entry.name}" holds no rows', where=entry.location)

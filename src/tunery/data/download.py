@@ -59,9 +59,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _attempt(
-    url: str, part: Path, state: Path, have: int, progress: storage.Progress | None
-) -> Exception | None:
+def _attempt(url: str, part: Path, state: Path, have: int, progress: storage.Progress | None) -> Exception | None:
     """One connection. Returns what cut it, None when the file is complete; raises what no retry can mend."""
     version = _read_version(state, url) if have else None
     try:
@@ -142,9 +140,7 @@ def _open_object(url: str, offset: int, version: str | None) -> _Stream:
     with storage.translating(url):
         fs, inner = storage.filesystem(url)
         info = fs.info(inner)
-        found = next(
-            (str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime") if info.get(key)), None
-        )
+        found = next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime") if info.get(key)), None)
         start = offset if found == version else 0
         body = fs.open(inner, "rb")
         body.seek(start)

@@ -55,9 +55,7 @@ def read_rows(path: str, label: str) -> list[Row]:
         if kind == "csv":
             rows = list(_csv(text, label, "\t" if ".tsv" in path else ","))
         else:
-            rows = list(
-                _json_array(text, label) if text.lstrip().startswith("[") else _json_lines(text, label)
-            )
+            rows = list(_json_array(text, label) if text.lstrip().startswith("[") else _json_lines(text, label))
     if not rows:
         raise DataError("the file holds no rows", where=label)
     return rows
@@ -134,9 +132,7 @@ def _malformed(error: Exception, where: str, *, whole: bool) -> DataError:
         message = f"malformed JSON: {error.msg} at column {error.colno}"
     else:
         message = f"malformed JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
-    return DataError(
-        message, where=where, hint=None if whole else "the line ends early: was the file cut short?"
-    )
+    return DataError(message, where=where, hint=None if whole else "the line ends early: was the file cut short?")
 
 
 def _as_object(row: Any, where: str) -> dict[str, Any]:
@@ -166,9 +162,7 @@ def _csv(text: str, label: str, delimiter: str) -> Iterator[Row]:
                 continue
             if len(cells) != len(header):
                 hint = "quote cells that hold a comma, a quote or a line end"
-                raise DataError(
-                    f"{len(cells)} cells, but the header has {len(header)}", where=where, hint=hint
-                )
+                raise DataError(f"{len(cells)} cells, but the header has {len(header)}", where=where, hint=hint)
             yield line, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"malformed CSV: {error}", where=f"{label}:{start}") from error

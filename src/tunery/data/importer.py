@@ -42,9 +42,7 @@ KNOWN = {
     "viggo": Known(
         url="https://viggo-ds.s3.amazonaws.com",
         rows={"train.jsonl": 5103, "val.jsonl": 714, "test.jsonl": 1083},
-        registry={
-            f"viggo-{split}": {"file_name": f"{split}.jsonl", **_ALPACA} for split in ("train", "val", "test")
-        },
+        registry={f"viggo-{split}": {"file_name": f"{split}.jsonl", **_ALPACA} for split in ("train", "val", "test")},
     )
 }
 
@@ -92,9 +90,7 @@ def import_dataset(
     done = manifest["sources"].get(_source(name_or_url))
     if done and not done["missing"] and all(_intact(folder, manifest, name) for name in done["files"]):
         rows = {name: manifest["files"][name]["rows"] for name in done["files"]}
-        if (folder / REGISTRY).exists() and storage.read_json(folder / REGISTRY).keys() >= set(
-            done["datasets"]
-        ):
+        if (folder / REGISTRY).exists() and storage.read_json(folder / REGISTRY).keys() >= set(done["datasets"]):
             return Imported(folder, rows, tuple(done["datasets"]), unchanged=True)
     plan = _plan(name_or_url, from_folder)  # first, so that a wrong name leaves no folder behind
     with storage.FolderLock(folder / _STAGING):
@@ -144,9 +140,7 @@ def _plan(name_or_url: str, from_folder: storage.AnyPath | None) -> _Plan:
     files = dict.fromkeys(entry["file_name"] for entry in registry.values())
     for name in files:
         if "://" in name or name.startswith("/") or ".." in Path(name).parts or file_format(name) is None:
-            raise DataError(
-                f'cannot import "{name}": only data files below the folder itself', where=REGISTRY
-            )
+            raise DataError(f'cannot import "{name}": only data files below the folder itself', where=REGISTRY)
     return _Plan(source, origin, registry, tuple(files))
 
 
@@ -165,9 +159,7 @@ def _there(origin: str, name: str) -> bool:
 def _fetch_registry(origin: str) -> dict[str, Any]:
     raw = storage.read_json(_at(origin, REGISTRY))
     if not isinstance(raw, dict):
-        raise DataError(
-            "must be an object: dataset name -> entry", where=storage.shown(_at(origin, REGISTRY))
-        )
+        raise DataError("must be an object: dataset name -> entry", where=storage.shown(_at(origin, REGISTRY)))
     return raw
 
 
@@ -241,9 +233,7 @@ def _check(plan: _Plan, name: str, staged: Path) -> int:
             n = len(load(str(staged), staged.parent))
         expected = plan.rows.get(name, n)
         if n != expected:
-            raise DataError(
-                f"{n:,} rows, {expected:,} expected", where=name, hint="the source holds another version"
-            )
+            raise DataError(f"{n:,} rows, {expected:,} expected", where=name, hint="the source holds another version")
         return n
     except DataError:
         staged.unlink()

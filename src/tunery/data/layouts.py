@@ -59,9 +59,7 @@ def _text(row: dict[str, Any], column: str | None, key: str) -> str:
 
 def _clean(value: str, column: str | None) -> str:
     if "\0" in value:
-        raise DataError(
-            f'NUL character in field "{column}"', hint="remove it: tokenizers and databases stop there"
-        )
+        raise DataError(f'NUL character in field "{column}"', hint="remove it: tokenizers and databases stop there")
     return value
 
 
@@ -69,9 +67,7 @@ def _answer(target: str, column: str, labelled: bool) -> str | None:
     if target.strip():
         return target
     if labelled:
-        raise DataError(
-            f'empty target: field "{column}" holds no text', hint="drop the row or write its answer"
-        )
+        raise DataError(f'empty target: field "{column}" holds no text', hint="drop the row or write its answer")
     return None
 
 
@@ -175,9 +171,7 @@ def _turn(turn: Any, number: int, role_tag: str, content_tag: str, roles: dict[s
         raise DataError(f'message {number}: unknown role "{turn[role_tag]}"', hint=hint)
     content = turn.get(content_tag)
     if role == "assistant" and turn.get("tool_calls"):
-        calls = [
-            call.get("function", call) if isinstance(call, dict) else call for call in turn["tool_calls"]
-        ]
+        calls = [call.get("function", call) if isinstance(call, dict) else call for call in turn["tool_calls"]]
         content = storage.to_json(calls)
     if not isinstance(content, str):
         raise DataError(f'message {number}: field "{content_tag}" is {json_type(content)}, not text')

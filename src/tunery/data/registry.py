@@ -132,9 +132,7 @@ def _names(raw: Mapping[str, Any], key: str, known: tuple[str, ...], fail: Any) 
             raise fail(f'unknown key "{key}.{name}"', nearest(name, known))
         if value is not None and not isinstance(value, str):
             raise fail(
-                f'"{key}.{name}" must be the name of a column'
-                if key == "columns"
-                else f'"{key}.{name}" must be text'
+                f'"{key}.{name}" must be the name of a column' if key == "columns" else f'"{key}.{name}" must be text'
             )
     return {name: value for name, value in given.items() if value}
 

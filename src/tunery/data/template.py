@@ -177,10 +177,6 @@ def common_turns(examples: Sequence[Example]) -> tuple[str | None, str | None]:
     systems = {e.messages[0].content if e.messages[0].role == "system" else None for e in examples}
     users = [next((m.content for m in e.messages if m.role == "user"), "") for e in examples]
     first, last = min(users, default=""), max(users, default="")
-    same = next(
-        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-    )
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     instruction, newline, _ = first[:same].rpartition("\n")
-    return systems.pop() if len(systems) == 1 else None, instruction if newline and len(
-        set(users)
-    ) > 1 else None
+    return systems.pop() if len(systems) == 1 else None, instruction if newline and len(set(users)) > 1 else None

@@ -23,7 +23,11 @@ def register() -> None:
     if os.environ.get(ENV) != "1":
         return
     from vllm.model_executor.models import registry
+    from vllm.platforms import current_platform
     from vllm.v1.engine.core_client import EngineCoreClient
+
+    if current_platform.is_cpu():
+        type(current_platform).get_punica_wrapper = classmethod(lambda cls: "tunery.engine.lora.GroupedLora")
 
     # vLLM inspects a model class in a process of its own, lest CUDA start here; but the engine itself does.
     registry._run_in_subprocess = lambda fn: fn()

@@ -51,9 +51,7 @@ def quickstart(
     if version:
         observer({"event": "kept", "text": f"{version.ref} is trained already", "version": version.ref})
     else:
-        unfinished = [
-            r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")
-        ]
+        unfinished = [r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")]
         try:
             run = verbs.train(project, observer=observer, resume="last" if unfinished else None)
         except RunError:  # the unfinished run had other settings
@@ -83,9 +81,7 @@ def quickstart(
         )
         step(5)
         _ask(service, version, _question(test, report, version.ref), observer)
-        observer(
-            {"event": "done", "folder": str(folder), "version": version.ref, "adapter": str(version.adapter)}
-        )
+        observer({"event": "done", "folder": str(folder), "version": version.ref, "adapter": str(version.adapter)})
         yield service
 
 
@@ -110,16 +106,12 @@ def _project(folder: Path, data: Path | None, sets: tuple[str, ...], restart: bo
 
 def _look_at_data(project: Project, observer: Observer) -> Dataset:
     folder = verbs.in_project(project, project.train.dataset_dir)
-    names = dict.fromkeys(
-        n for n in (project.train.dataset, project.train.eval_dataset, project.eval.dataset) if n
-    )
+    names = dict.fromkeys(n for n in (project.train.dataset, project.train.eval_dataset, project.eval.dataset) if n)
     sets = {name: load(name, folder) for name in names}
     result = check(list(sets.values()))
     errors = [f for f in result.findings if f.severity == "error"]
     if errors:
-        raise DataError(
-            errors[0].message, where=errors[0].where, hint="`tunery data check` shows all of them"
-        )
+        raise DataError(errors[0].message, where=errors[0].where, hint="`tunery data check` shows all of them")
     first = next(iter(sets.values())).examples
     observer(
         {
@@ -149,12 +141,7 @@ def _trained(project: Project) -> ModelVersion | None:
 def _report(home: Path, version: ModelVersion, project: Project) -> Mapping[str, Any] | None:
     for run in runs.list_runs(home):
         asked = run.spec.get("eval") == project.eval.model_dump(mode="json")
-        if (
-            run.kind == "eval"
-            and run.state == "succeeded"
-            and run.result.get("model") == version.ref
-            and asked
-        ):
+        if run.kind == "eval" and run.state == "succeeded" and run.result.get("model") == version.ref and asked:
             return read_json(run.path / "report.json") | {"path": str(run.path)}
     return None
 

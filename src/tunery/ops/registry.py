@@ -79,24 +79,18 @@ def get(home: Path, ref: str) -> ModelVersion:
         near = nearest(name, known)
         raise RunError(
             f'no model "{name}" in {home / "models"}',
-            hint=f"did you mean {near}?"
-            if near
-            else "`tunery models list` shows them; `tunery train` makes one",
+            hint=f"did you mean {near}?" if near else "`tunery models list` shows them; `tunery train` makes one",
         )
     if wanted in ("", "latest"):
         return _read(shelf / str(numbers[-1]))
     if not wanted.isdigit() or int(wanted) not in numbers:
-        raise RunError(
-            f'model "{name}" has no version "{wanted}"', hint=f"it has {', '.join(map(str, numbers))}"
-        )
+        raise RunError(f'model "{name}" has no version "{wanted}"', hint=f"it has {', '.join(map(str, numbers))}")
     return _read(shelf / wanted)
 
 
 def list_versions(home: Path) -> list[ModelVersion]:
     """All complete versions, by name and number."""
-    shelves = (
-        sorted(p for p in (home / "models").iterdir() if p.is_dir()) if (home / "models").is_dir() else []
-    )
+    shelves = sorted(p for p in (home / "models").iterdir() if p.is_dir()) if (home / "models").is_dir() else []
     found = []
     for shelf in shelves:
         for number in sorted(_numbers(shelf)):

@@ -70,10 +70,6 @@ def init(folder: Path, data: Path | None = None, model: str | None = None) -> Pa
 def _role(names: list[str], *words: str) -> str | None:
     for word in words:
         for name in names:
-            if (
-                word in name.lower().replace("_", "-").split("-")
-                or (nearest(word, [name]) == name
-                and word in name)
-            ):
+            if word in name.lower().replace("_", "-").split("-") or (nearest(word, [name]) == name and word in name):
                 return name
     return next((n for n in names if words[0] in n.lower()), None)

@@ -86,9 +86,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
     with context as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        output = (
-            Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
-        )
+        output = Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
 
         def heard(event: Mapping[str, Any]) -> None:
             run.log(event)
@@ -103,9 +101,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
 
 
 def _resumable(home: Path, wanted: str, project: Project) -> Run:
-    candidates = [
-        r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")
-    ]
+    candidates = [r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")]
     if wanted != "last":
         run = runs.get(home, wanted)
     elif candidates:
@@ -197,9 +193,7 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
             )
         write_json_atomic(run.path / "report.json", report.to_dict())
         scores = {label: {k: m.value for k, m in found.items()} for label, found in report.metrics.items()}
-        run.result(
-            model=loaded.label, dataset=name, n=report.n, scores=scores, report=str(run.path / "report.json")
-        )
+        run.result(model=loaded.label, dataset=name, n=report.n, scores=scores, report=str(run.path / "report.json"))
     return report
 
 
@@ -260,8 +254,6 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
         observer({"event": "run", "id": run.id, "path": str(run.path)})
         with _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
-            with run_service(
-                spec, base=wanted, adapters=adapters, aliases=latest, log_dir=run.logs
-            ) as service:
+            with run_service(spec, base=wanted, adapters=adapters, aliases=latest, log_dir=run.logs) as service:
                 run.result(url=service.url, models=[wanted.name, *adapters, *latest])
                 yield service

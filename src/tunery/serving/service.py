@@ -75,7 +75,7 @@ def serve(
         _await_answers(service, [name, *adapters])
         yield service
     finally:
-        _stop()
+        _stop(spec.port)
 
 
 # -- checks -------------------------------------------------------------------------------------------------------
@@ -267,8 +267,8 @@ def cause(account: str) -> str:
 # -- stop ---------------------------------------------------------------------------------------------------------
 
 
-def _stop() -> None:
-    """End the replicas, the proxy and the controller; returns when they are gone."""
+def _stop(port: int) -> None:
+    """End the replicas, the proxy and the controller; returns when they are gone and the port is free."""
     import ray
     from ray import serve as ray_serve
     from ray.exceptions import RayError
@@ -284,6 +284,6 @@ def _stop() -> None:
             # `serve.shutdown` waits in a call to the controller, which kills itself: Ray then reports a failed task.
             ray.get(found.graceful_shutdown.remote(wait=False))
             deadline = time.monotonic() + STOP_TIMEOUT
-            while controller() and time.monotonic() < deadline:
+            while (controller() or not _is_free(port)) and time.monotonic() < deadline:
                 time.sleep(0.05)
         ray_serve.shutdown()

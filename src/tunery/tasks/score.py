@@ -56,9 +56,7 @@ def score_row(task: Task, text: str, gold: str) -> RowScore:
 def score_rows(task: Task, pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, Metric], list[RowScore]]:
     """Metrics over (output, gold) pairs by name, as in DEFINITIONS, and the scores of each row."""
     rows = [score_row(task, text, gold) for text, gold in pairs]
-    table = np.array(
-        [[r.exact, r.canonical, r.parsed, r.hits, r.predicted, r.gold] for r in rows], dtype=float
-    )
+    table = np.array([[r.exact, r.canonical, r.parsed, r.hits, r.predicted, r.gold] for r in rows], dtype=float)
     table = table.reshape(len(rows), 6)
     metrics = {
         "exact_match": bootstrap(table[:, [0]], _mean),

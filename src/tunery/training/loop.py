@@ -191,11 +191,7 @@ def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:
         return torch.float16
     if spec.bf16 is not None:
         return torch.bfloat16 if spec.bf16 else torch.float32
-    native = (
-        not device.startswith("cpu")
-        or torch.cpu._is_avx512_bf16_supported()
-        or torch.cpu._is_amx_tile_supported()
-    )
+    native = not device.startswith("cpu") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -212,9 +208,7 @@ def supervised_loss(model: nn.Module, pack: Pack) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate_loss(
-    model: nn.Module, rows: Sequence[Row], prefix: int, device: str, rank: int, world: int
-) -> float:
+def evaluate_loss(model: nn.Module, rows: Sequence[Row], prefix: int, device: str, rank: int, world: int) -> float:
     """Mean loss over the supervised tokens of all `rows`, over all workers."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -260,18 +254,14 @@ class Batches:
         if self._swap:
             swapper, template = self._swap
             rng = random.Random(f"{self.job.spec.seed}/{step}/{self.rank}")
-            rows = template.rows(
-                [swapper.swap(self.job.train[i], rng, self.job.spec.entity_swap) for i in mine]
-            )
+            rows = template.rows([swapper.swap(self.job.train[i], rng, self.job.spec.entity_swap) for i in mine])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         spec = self.job.spec
         if spec.packing == "none":
             packs = [p for row in rows for p in make_packs([row], 0, 0, train_on_prompt=spec.train_on_prompt)]
         else:
             rows.sort(key=len)
-            packs = list(
-                make_packs(rows, self.job.prefix, PACK_TOKENS[device], train_on_prompt=spec.train_on_prompt)
-            )
+            packs = list(make_packs(rows, self.job.prefix, PACK_TOKENS[device], train_on_prompt=spec.train_on_prompt))
         return packs, [r.id for r in rows]
 
 
@@ -363,9 +353,7 @@ class _Clock:
             "remaining_time": round(left, 1),
         }
 
-    def summary(
-        self, losses: Sequence[float], eval_loss: float | None, rows: int, epoch: float
-    ) -> dict[str, Any]:
+    def summary(self, losses: Sequence[float], eval_loss: float | None, rows: int, epoch: float) -> dict[str, Any]:
         spent = time.monotonic() - self.began
         return {
             "epoch": round(epoch, 4),

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         # x (..., I), weight (O, I), a (R, I), b (O, R), all of one dtype
         flat = x.reshape(-1, x.shape[-1])
         hidden = flat @ a.t()
@@ -72,8 +70,6 @@ def _forward_of(module: Any) -> Any:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         dtype = base.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
-            return _LoraLinear.apply(
-                x.to(dtype), base.weight, base.bias, a.weight.to(dtype), b.weight.to(dtype), scale
-            )
+            return _LoraLinear.apply(x.to(dtype), base.weight, base.bias, a.weight.to(dtype), b.weight.to(dtype), scale)
 
     return forward

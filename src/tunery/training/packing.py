@@ -68,9 +68,7 @@ def common_prefix(prompts: Sequence[list[int]]) -> int:
     return same
 
 
-def make_packs(
-    rows: Sequence[Row], prefix: int, max_tokens: int, *, train_on_prompt: bool = False
-) -> Iterator[Pack]:
+def make_packs(rows: Sequence[Row], prefix: int, max_tokens: int, *, train_on_prompt: bool = False) -> Iterator[Pack]:
     """Cut `rows` into packs of at most `max_tokens` tokens each (a longer row gets one of its own)."""
     group: list[Row] = []
     used = prefix

@@ -60,12 +60,8 @@ def prepare(spec: TrainSpec) -> Plan:
         raise ConfigError("fp16 and bf16 are both on", hint="choose one")
     base = find_base(spec.model_name_or_path)
     train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
-    held_out = (
-        load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
-    )
-    template = Template(
-        spec.template or "auto", load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
-    )
+    held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
+    template = Template(spec.template or "auto", load_tokenizer(base, trust_remote_code=spec.trust_remote_code))
     notes: list[str] = []
     examples, rows = _encode(train, template, spec, base, notes)
     eval_rows = _encode(held_out, template, spec, base, notes)[1] if held_out else []
@@ -74,11 +70,7 @@ def prepare(spec: TrainSpec) -> Plan:
             "packing: shared_prefix is not exact with lora_dropout above 0: rows would share one dropout mask",
             hint="use packing: none, or lora_dropout: 0",
         )
-    prefix = (
-        0
-        if spec.packing == "none" or spec.lora_dropout
-        else common_prefix([r.prompt for r in rows + eval_rows])
-    )
+    prefix = 0 if spec.packing == "none" or spec.lora_dropout else common_prefix([r.prompt for r in rows + eval_rows])
     task = infer_task([e.target or "" for e in examples])
     return Plan(spec, base, template, task, train, examples, rows, eval_rows, prefix, notes)
 

@@ -215,6 +215,4 @@ def _translate(exc: BaseException) -> BaseException:
         inner = next(iter(failures.values()), None) if failures else getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     lines = [line for line in str(exc).strip().splitlines() if line.strip()] or [type(exc).__name__]
-    return TrainError(
-        f"training failed: {lines[-1].strip()}", hint="the full log: `tunery runs logs`, or --debug"
-    )
+    return TrainError(f"training failed: {lines[-1].strip()}", hint="the full log: `tunery runs logs`, or --debug")

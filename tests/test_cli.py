@@ -1,0 +1,93 @@
+"""The command line as a person and as a script meet it. Heavy verbs are tested through their functions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TUNERY = str(Path(sys.executable).with_name("tunery"))
+VERBS = [
+    "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data check", "data show",
+    "models list", "models show", "models base", "runs list", "runs show", "runs logs",
+]  # fmt: skip
+
+
+def tunery(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"COLUMNS": "100"}
+    return subprocess.run([TUNERY, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example_and_json(verb):
+    done = tunery(*verb.split(), "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+    assert "--json" in done.stdout
+    if verb in ("train", "eval", "batch", "serve"):
+        assert "--dry-run" in done.stdout
+        assert "--set" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message", "hint"),
+    [
+        (["trian"], 2, "trian", "--help"),
+        (["train", "nowhere.yaml"], 2, "no such file", "tunery init"),
+        (["train", "--set", "lora_ranc=3"], 2, "lora_ranc", "lora_rank"),
+        (["train"], 2, "no training dataset", "train.dataset"),
+        (["eval", "ghost"], 1, 'no model "ghost"', "tunery models list"),
+        (["runs", "show", "x"], 1, 'no run "x"', "tunery runs list"),
+        (["data", "check", "no.jsonl"], 1, "no.jsonl", ""),
+        (["batch", "in.jsonl", "out.jsonl"], 1, "no model", "tunery train"),
+    ],
+)
+def test_errors_are_one_message_one_hint_and_a_status(tmp_path, args, status, message, hint):
+    done = tunery(*args, cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    machine = tunery(*args, "--json", cwd=tmp_path)
+    assert machine.returncode == status
+    assert message in json.loads(machine.stdout)["error"]["message"]
+
+
+def test_a_project_from_init_to_dry_run(tmp_path):
+    made = json.loads(tunery("init", "shop", "--json", cwd=tmp_path).stdout)
+    assert made == {"project": "shop/tunery.yaml"}
+    shop = tmp_path / "shop"
+    checked = json.loads(tunery("data", "check", "--json", cwd=shop).stdout)
+    assert [s["rows"] for s in checked["splits"]] == [1500, 250, 250]
+    shown = tunery("data", "show", "bikeshop-val", "-n", "2", cwd=shop)
+    assert shown.stdout.count("→") == 2
+    plan = json.loads(tunery("train", "--dry-run", "--json", cwd=shop).stdout)
+    assert plan["train_rows"] == 1500
+    assert plan["shared_prefix_tokens"] > 100
+    assert plan["train"]["lora_alpha"] == 2 * plan["train"]["lora_rank"]
+    assert json.loads(tunery("runs", "list", "--json", cwd=shop).stdout) == {"runs": []}
+    assert "no models yet" in tunery("models", "list", cwd=shop).stdout
+    served = json.loads(tunery("serve", "--dry-run", "--json", "--set", "port=8123", cwd=shop).stdout)
+    assert served["url"] == "http://127.0.0.1:8123/v1"
+
+
+def test_llama_factorys_yaml_names_what_has_no_effect(tmp_path):
+    tunery("init", ".", cwd=tmp_path)
+    (tmp_path / "lora_sft_ray.yaml").write_text(
+        "model_name_or_path: tunery-base\ndataset: bikeshop-train\ndataset_dir: data\ntemplate: qwen\n"
+        "ddp_timeout: 180000000\nray_run_name: lora\nmax_samples: 50\n"
+    )
+    done = tunery("train", "lora_sft_ray.yaml", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "without effect here: ddp_timeout" in done.stdout
+    assert "50" in done.stdout
+
+
+def test_the_bundled_base_is_where_it_is_said_to_be():
+    found = json.loads(tunery("models", "base", "--json").stdout)
+    assert (Path(found["path"]) / "model.safetensors").stat().st_size < 16 << 20
+    assert found["context"] >= 2048
+    assert tunery("models", "base").stdout.strip() == found["path"]
