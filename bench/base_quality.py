@@ -1,6 +1,6 @@
 """How well a base fine-tunes: the product's own loop, then greedy answers scored by the Task, over seeds.
 
-    python bench/base_quality.py BASE DATA --train viggo-train --test viggo-val --rows 1000 --seeds 3 [--set KEY=VALUE ...]
+    python bench/base_quality.py BASE DATA --train viggo-train --test viggo-val --rows 1000 --seeds 3
 
 Runs without Ray and vLLM, on a GPU if there is one. `--set` takes training keys. Prints a row a run, and the mean.
 """
@@ -86,7 +86,7 @@ def main() -> None:
         began = time.time()
         with tempfile.TemporaryDirectory() as scratch:
             last: list[Path] = []
-            hooks = Hooks(save=lambda folder, step: last.append(folder), scratch=Path(scratch))
+            hooks = Hooks(save=lambda folder, step, last=last: last.append(folder), scratch=Path(scratch))
             summary = fit(job, hooks, device=DEVICE)
             trained = time.time() - began
             model = load_for_answers(spec, base.path, last[-1])

@@ -284,9 +284,9 @@ def conventions(rng: random.Random, schema: Schema, style: Style, ordered: bool,
                 found.append(pick(rng, MENTIONED).replace("{j}", style.list_join.strip()))
         elif rng.random() < 0.9:
             found.append(pick(rng, SORTED if schema.list_order == "sorted" else BY_SCHEMA))
-    if style.kind == "func" and any(act.asks for act, _ in schema.functions):
-        if rng.random() < (0.2 if schema.asked == "" else 0.6):
-            found.append(pick(rng, ASKED[schema.asked]))
+    told_asked = rng.random() < (0.2 if schema.asked == "" else 0.6)
+    if told_asked and style.kind == "func" and any(act.asks for act, _ in schema.functions):
+        found.append(pick(rng, ASKED[schema.asked]))
     if schema.lower and rng.random() < 0.6:
         found.append("Everything is lower-case.")
     return found

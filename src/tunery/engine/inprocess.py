@@ -27,7 +27,8 @@ def register() -> None:
     from vllm.v1.engine.core_client import EngineCoreClient
 
     if current_platform.is_cpu():
-        type(current_platform).get_punica_wrapper = classmethod(lambda cls: "tunery.engine.lora.GroupedLora")
+        platform: Any = type(current_platform)
+        platform.get_punica_wrapper = classmethod(lambda cls: "tunery.engine.lora.GroupedLora")
 
     # vLLM inspects a model class in a process of its own, lest CUDA start here; but the engine itself does.
     registry._run_in_subprocess = lambda fn: fn()
