@@ -94,12 +94,11 @@ def main() -> None:
         metrics, _ = score_rows(task, list(zip(texts, golds, strict=True)))
         shown = {k: round(m.value or 0, 4) for k, m in metrics.items()}
         scores.append(metrics["exact_match"].value or 0)
-        print(f"seed {seed} rows {len(rows)} {' '.join(args.sets)} train {trained:.0f} s "
-              f"loss {summary['train_loss']:.3f} answered {time.time() - began - trained:.0f} s {shown}", flush=True)  # fmt: skip
-    print(
-        f"MEAN {sum(scores) / len(scores):.4f} over {len(scores)} {args.base} {args.train} {args.rows} {args.sets}",
-        flush=True,
-    )
+        answered = time.time() - began - trained
+        print(f"seed {seed} rows {len(rows)} {' '.join(args.sets)} loss {summary['train_loss']:.3f}", end=" ")
+        print(f"trained in {trained:.0f} s, answered in {answered:.0f} s {shown}", flush=True)
+    mean = sum(scores) / len(scores)
+    print(f"MEAN {mean:.4f} over {len(scores)} {args.base} {args.train} {args.rows} {args.sets}", flush=True)
     if args.untuned:
         model = load_for_answers(spec, base.path, None)
         texts = [template.decode(ids) for ids in answer(model, prompts, template.stop_ids[0], limit)]

@@ -175,7 +175,7 @@ def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_ad
 
     kwargs = engine_kwargs(tiny_base, [Adapter("names@1", tiny_adapter, 8)], {"max_num_seqs": 8})
 
-    @ray.remote(num_cpus=1, runtime_env={"env_vars": engine_env()})
+    @ray.remote(num_cpus=1, runtime_env={"env_vars": engine_env({})})
     def scenario() -> dict[str, Any]:
         import asyncio
 

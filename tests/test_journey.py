@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_adapter
 
 import tunery
-from tests.conftest import make_adapter
 from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, TrainError
 from tunery.ops import registry, runs, verbs
 from tunery.ops.scaffold import init
@@ -156,19 +155,19 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(project, 
     spec = project.model_copy(deep=True, update={"home": str(home)})
     spec.train.dataset_dir = str(Path(project.home) / "data")
     code = (
-        "import sys, tunery\n"
+        "import sys, time, tunery\n"
         "from tunery.config import Project\n"
         "def say(e):\n"
-        "    if e.get('current_steps') == 6: print('now', flush=True); import time; time.sleep(60)\n"
+        "    if e.get('current_steps') == 6: open(sys.argv[2], 'w').close(); time.sleep(120)\n"
         "tunery.train(Project.model_validate_json(sys.argv[1]), observer=say)\n"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    with subprocess.Popen(
-        [sys.executable, "-c", code, spec.model_dump_json()], stdout=subprocess.PIPE, text=True, env=env
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline().strip() == "now"
-        process.send_signal(signal.SIGKILL)
+    there = tmp_path / "step-6"
+    with subprocess.Popen([sys.executable, "-c", code, spec.model_dump_json(), str(there)], env=env) as process:
+        while not there.exists() and process.poll() is None:
+            time.sleep(0.2)
+        process.kill()
+    assert there.exists()
     (run,) = runs.list_runs(home)
     assert run.state == "interrupted"
     assert (run.path / "output" / "checkpoint-4").is_dir()

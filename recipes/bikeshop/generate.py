@@ -123,11 +123,7 @@ class Writer:
 
     def extras(self, function: str, core: str, used: set[str]) -> list[str]:
         singular = is_singular(function, core)
-        bike = (
-            bool(BIKE_SLOT.search(core))
-            or core.startswith("@")
-            or function in ("report_fault", "book_service")
-        )
+        bike = bool(BIKE_SLOT.search(core)) or core.startswith("@") or function in ("report_fault", "book_service")
         found = [line for names, block in EXTRAS if function in names.split() for line in lines(block)]
         about_bike = re.compile(r"electric|frame_size|\{size|\{brand|\{a_type|version|\bone\b")
         return [
@@ -136,9 +132,7 @@ class Writer:
             if line not in used
             and suits(function, core, line)
             and (singular or not SINGLE.search(line))
-            and (
-                bike or not about_bike.search(line) or (function == "ask_advice" and not SINGLE.search(line))
-            )
+            and (bike or not about_bike.search(line) or (function == "ask_advice" and not SINGLE.search(line)))
         ]
 
     def join(self, units: list[list[Segment]], draft: Draft) -> str:
@@ -197,11 +191,7 @@ def is_singular(function: str, core: str) -> bool:
         return True
     if re.search(r"\{(a_parts?|n_parts|part)\}", core):
         return False
-    return (
-        bool(BIKE_SLOT.search(core))
-        or core.startswith("@")
-        or (function == "cancel" and "{order_no}" in core)
-    )
+    return bool(BIKE_SLOT.search(core)) or core.startswith("@") or (function == "cancel" and "{order_no}" in core)
 
 
 def add_tails(core: str, tails: list[str]) -> str:
@@ -243,9 +233,7 @@ def fix_articles(text: str) -> str:
 def misspell(text: str, units: list[list[Segment]], rng: random.Random) -> str:
     """One slip of the fingers, in a word that is no part of a value."""
     free = " ".join(segment.text for unit in units for segment in unit if not segment.mask)
-    words = [
-        word for word in set(re.findall(r"\b[a-z]{5,}\b", free)) if len(re.findall(rf"\b{word}\b", text)) == 1
-    ]
+    words = [word for word in set(re.findall(r"\b[a-z]{5,}\b", free)) if len(re.findall(rf"\b{word}\b", text)) == 1]
     if not words:
         return text
     word = rng.choice(sorted(words))
@@ -297,9 +285,7 @@ def build() -> dict[str, list[Row]]:
 def files(rows: dict[str, list[Row]]) -> dict[str, str]:
     out: dict[str, str] = {}
     for split in ("train", "val", "test"):
-        records = (
-            {"instruction": INSTRUCTION, "input": row.text, "output": row.output} for row in rows[split]
-        )
+        records = ({"instruction": INSTRUCTION, "input": row.text, "output": row.output} for row in rows[split])
         out[f"{split}.jsonl"] = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
     registry = {
@@ -332,9 +318,7 @@ def print_stats(rows: dict[str, list[Row]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
     parser.add_argument("--stats", action="store_true", help="print counts")
     options = parser.parse_args()

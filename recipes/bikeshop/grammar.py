@@ -174,9 +174,7 @@ def _a_parts(draft: Draft, count: int) -> list[Segment]:
     made: list[tuple[str, str]] = []
     for _ in range(count):
         plural = rng.random() < 0.4
-        lead = (
-            rng.choice(("", "some ", "new ", "some new ")) if plural else rng.choice(("a ", "a ", "a new "))
-        )
+        lead = rng.choice(("", "some ", "new ", "some new ")) if plural else rng.choice(("a ", "a ", "a new "))
         made.append((lead, draft.local(names.ordered_part(rng, plural))))
     draft.set("part", *(part for _, part in made))
     out: list[Segment] = []
@@ -188,9 +186,7 @@ def _a_parts(draft: Draft, count: int) -> list[Segment]:
 
 def _n_parts(draft: Draft) -> list[Segment]:
     number = draft.rng.choice(("two", "three", "four", "a couple of", "a set of", "a pair of", "six"))
-    part = draft.rng.choice(
-        ("inner tubes", "tyres", "brake pads", "gear cables", "lights", "panniers", "mudguards")
-    )
+    part = draft.rng.choice(("inner tubes", "tyres", "brake pads", "gear cables", "lights", "panniers", "mudguards"))
     return [Segment(number + " "), *_value(draft, "part", draft.local(part))]
 
 

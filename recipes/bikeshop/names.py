@@ -14,9 +14,7 @@ BRAND_STARTS = words(
     "Vel Ost Tar Bram Quil Hess Lun Mor Fen Gar Ild Jor Kess Nor Pell Rav Sten Thal Urs Wex Yar Zel Cald "
     "Dov Esk Bryn Holt Ingl Lark Marl Tov Brek Ondr Sael Grev Hald Ros Tamb Kvar Lind"
 )
-BRAND_ENDS = words(
-    "mora rund wick ano ett aro dale vik ley isk ado una ern ova enne mark en by ander oss ile"
-)
+BRAND_ENDS = words("mora rund wick ano ett aro dale vik ley isk ado una ern ova enne mark en by ander oss ile")
 BRAND_TAILS = words("Cycles Bikeworks Bicycles Velo")
 
 MODEL_WORDS = words(
@@ -192,9 +190,7 @@ def price(rng: random.Random, us: bool, small: bool, service: bool) -> str:
     big = rng.randint(8, 60) * 5 if service else rng.randint(7, 130) * 25 + rng.choice((0, 0, 0, -1, 20))
     amount = rng.randint(4, 70) if small and not service else big
     cents = (
-        f"{amount}.{rng.choice(('50', '99', '95'))}"
-        if small and not service and rng.random() < 0.4
-        else str(amount)
+        f"{amount}.{rng.choice(('50', '99', '95'))}" if small and not service and rng.random() < 0.4 else str(amount)
     )
     if us:
         forms = [f"${cents}", f"${cents}", f"${cents}", f"{amount} dollars", f"{amount} bucks"]
@@ -219,9 +215,7 @@ def date(rng: random.Random, us: bool, past: bool) -> tuple[str, str]:
     if roll < 0.64:
         if past:
             return rng.choice(("yesterday", "yesterday morning", "last night", "last week")), ""
-        return rng.choice(
-            ("tomorrow", "tomorrow morning", "tomorrow afternoon", "this weekend", "next week")
-        ), ""
+        return rng.choice(("tomorrow", "tomorrow morning", "tomorrow afternoon", "this weekend", "next week")), ""
     if roll < 0.74:
         return f"{day}{suffix}", "on the "
     if us:
@@ -257,9 +251,7 @@ def fixed_side(part: str, rng: random.Random) -> str:
 
 def ordered_part(rng: random.Random, plural: bool) -> str:
     part = (
-        rng.choice(PLURAL_PARTS)
-        if plural
-        else rng.choice((*SINGLE_PARTS, *(f"front {side}" for side in SIDED_PARTS)))
+        rng.choice(PLURAL_PARTS) if plural else rng.choice((*SINGLE_PARTS, *(f"front {side}" for side in SIDED_PARTS)))
     )
     part = fixed_side(part, rng)
     if part in FITS and rng.random() < 0.45:

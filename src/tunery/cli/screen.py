@@ -125,10 +125,11 @@ class Screen:
     def _on_plan(self, event: Mapping[str, Any]) -> None:
         self.stop()
         shared = event["shared_prefix_tokens"]
-        saved = f", {shared} of them shared by all rows and computed once a pack" if shared > 15 else ""
+        saved = f", {shared} of them shared and computed once" if shared > 15 else ""
         self.say(
             f"{self._indent}{event['train_rows']:,} rows of {event['tokens_per_row']:.0f} tokens{saved}\n"
-            f"{self._indent}LoRA on {escape(str(event['base']))}, {event['steps']:,} steps of {event['batch_rows']} rows"
+            f"{self._indent}LoRA on {escape(str(event['base']))}, "
+            f"{event['steps']:,} steps of {event['batch_rows']} rows"
         )
         for note in event["notes"]:
             self._on_note({"text": note})
@@ -228,13 +229,13 @@ class Screen:
         folder = event["folder"]
         self.say(f"[bold]Done[/] [dim]{self.elapsed}[/]. Everything is in {folder}/:")
         rows = [
-            ("tunery.yaml", "the settings of every step", f"tunery init; cd {folder}"),
+            ("tunery.yaml", "the settings", f"tunery init {folder}"),
             ("data/", "labelled rows", "tunery data check"),
-            ("runs/train-.../output/", "adapter, loss curve, logs", "tunery train"),
-            ("runs/eval-.../report.json", "scores, and every row's answers", "tunery eval"),
-            (f"models/{event['version'].replace('@', '/')}/", "the registered version", "tunery models list"),
-            ("", "answers for a file of rows", "tunery batch rows.jsonl answers.jsonl"),
-            ("", "the service you just asked", "tunery serve"),
+            ("runs/train-...", "adapter, loss curve, logs", "tunery train"),
+            ("runs/eval-...", "scores and answers", "tunery eval"),
+            (f"models/{event['version'].replace('@', '/')}/", "the version", "tunery models list"),
+            ("", "answers for a file", "tunery batch rows.csv answers.jsonl"),
+            ("", "the service", "tunery serve"),
         ]
         self.table(("  where", "what", f"alone, in {folder}/"), [("  " + a, b, c) for a, b, c in rows])
 

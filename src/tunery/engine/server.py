@@ -41,7 +41,12 @@ class EngineReplica:
         from ray.serve.llm import LLMConfig
         from ray.serve.llm.deployment import LLMServer
 
-        self._server = LLMServer.sync_init(LLMConfig(**config))
+        class Server(LLMServer):
+            async def _start_engine(self) -> None:
+                # Ray LLM's own goes on to report usage through a new process, and waits seconds for it.
+                await self.engine.start()  # type: ignore[union-attr]
+
+        self._server = Server.sync_init(LLMConfig(**config))
         await self._server.start()
         self._models: Any = self._server.engine._oai_models  # type: ignore[union-attr]
         self._loading = asyncio.Lock()

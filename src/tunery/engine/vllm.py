@@ -156,7 +156,7 @@ def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
     return max(64 << 20, min(int(wanted * 1.25), psutil.virtual_memory().total // 4))
 
 
-def engine_env(*, engines: int = 1) -> dict[str, str]:
+def engine_env(kwargs: Mapping[str, Any], *, engines: int = 1) -> dict[str, str]:
     """Environment of the process that hosts an engine; `engines` is how many of them share a machine."""
     env = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -175,6 +175,9 @@ def engine_env(*, engines: int = 1) -> dict[str, str]:
             "OMP_WAIT_POLICY": "passive",
             "CUDA_VISIBLE_DEVICES": "",
         }
+        if kwargs.get("enforce_eager"):
+            # Eager engines still compile their sampler on first use: seconds, and a C++ compiler at run time.
+            env["TORCHDYNAMO_DISABLE"] = "1"
     return env
 
 
@@ -193,12 +196,13 @@ def llm_config(
 
     Plain data, because importing `ray.serve.llm` takes long: only the replica builds the LLMConfig itself.
     """
+    kwargs = engine_kwargs(base, adapters, spec.engine_kwargs, max_model_len=max_model_len)
     return {
         "model_loading_config": {"model_id": name, "model_source": str(base)},
-        "engine_kwargs": engine_kwargs(base, adapters, spec.engine_kwargs, max_model_len=max_model_len),
+        "engine_kwargs": kwargs,
         "accelerator_type": spec.accelerator_type,
         "placement_group_config": {"bundles": [_bundle()] * _devices(spec)},
-        "runtime_env": {"env_vars": engine_env(engines=spec.concurrency)},
+        "runtime_env": {"env_vars": engine_env(kwargs, engines=spec.concurrency)},
         "callback_config": {"callback_class": "tunery.engine.server.LocalModel"},
         "experimental_configs": {"stream_batching_interval_ms": 10},
         "log_engine_metrics": not spec.engine_kwargs.get("disable_log_stats", False),
@@ -257,7 +261,7 @@ def generate_dataset(
         num_cpus=1,
         num_gpus=0 if on_cpu() else devices,
         accelerator_type=spec.accelerator_type,
-        runtime_env={"env_vars": engine_env(engines=spec.concurrency)},
+        runtime_env={"env_vars": engine_env(kwargs, engines=spec.concurrency)},
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tunery.config import PROJECT_FILE, nearest
+from tunery.config import PROJECT_FILE
 from tunery.data import list_datasets, materialise_bikeshop
 from tunery.errors import ConfigError, DataError
 from tunery.storage import write_atomic
@@ -68,8 +69,6 @@ def init(folder: Path, data: Path | None = None, model: str | None = None) -> Pa
 
 
 def _role(names: list[str], *words: str) -> str | None:
-    for word in words:
-        for name in names:
-            if word in name.lower().replace("_", "-").split("-") or (nearest(word, [name]) == name and word in name):
-                return name
-    return next((n for n in names if words[0] in n.lower()), None)
+    """The first name that has one of `words` between its hyphens and underscores, by the words' order."""
+    parts = {name: re.split(r"[-_. ]", name.lower()) for name in names}
+    return next((name for word in words for name in names if word in parts[name]), None)

@@ -152,10 +152,6 @@ def _deploy(
 
     from tunery.serving.app import Replica
 
-    env = dict(config["runtime_env"]["env_vars"])
-    if config["engine_kwargs"].get("enforce_eager"):
-        # vLLM's sampler compiles itself all the same: seconds in the first request, and a C++ compiler needed.
-        env["TORCHDYNAMO_DISABLE"] = "1"
     at_once = config["engine_kwargs"].get("max_num_seqs", 256)
     deployment = ray_serve.deployment(
         ray_serve.ingress()(Replica),
@@ -171,7 +167,7 @@ def _deploy(
         max_constructor_retry_count=1,
         placement_group_bundles=config["placement_group_config"]["bundles"],
         placement_group_strategy="PACK",
-        ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": env}},
+        ray_actor_options={"num_cpus": 1, "runtime_env": config["runtime_env"]},
         user_config={
             "adapters": {adapter.name: str(adapter.path) for adapter in adapters},
             "aliases": dict(aliases),
