@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
 from tunery.training.artifacts import write_results
 from tunery.training.plan import Plan
@@ -57,15 +57,15 @@ def train(
         resume_from=str(_last_checkpoint(output)) if resume and _last_checkpoint(output) else None,
     )
     queue: Any = Queue(actor_options={"num_cpus": 0})
-    outcome: list[BaseException] = []
     summary: dict[str, Any] = {}
-    job_ref = ray.put(job)
-    thread = threading.Thread(target=_fit, args=(plan, job_ref, queue, output, outcome), daemon=True)
-    thread.start()
+    # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
+    running = ray.remote(num_cpus=0, max_retries=0)(_run_ray_train).remote(
+        plan.spec, _use_gpu(plan), str((output / "ray").resolve()), [ray.put(job)], queue
+    )
     log_path = output / "trainer_log.jsonl"
     mode = "a" if job.resume_from else "w"
     with log_path.open(mode, encoding="utf-8") as log:
-        for event in _drain(queue, thread):
+        for event in _drain(queue, running):
             if "checkpoint" in event:
                 _unpack(output / event["checkpoint"], event["files"])
             elif "summary" in event:
@@ -75,8 +75,10 @@ def train(
                 log.flush()
                 on_event(event)
     queue.shutdown(force=True)
-    if outcome:
-        raise _translate(outcome[0])
+    try:
+        ray.get(running)
+    except ray.exceptions.RayError as exc:
+        raise _translate(exc) from None
     shutil.rmtree(output / "ray", ignore_errors=True)
     final = _last_checkpoint(output)
     if final is None or not summary:
@@ -85,33 +87,25 @@ def train(
     return Trained(output, results)
 
 
-def _fit(plan: Plan, job_ref: Any, queue: Any, output: Path, outcome: list[BaseException]) -> None:
-    try:
-        _run_ray_train(plan, job_ref, queue, output)
-    except BaseException as exc:
-        outcome.append(exc)
-
-
-def _run_ray_train(plan: Plan, job_ref: Any, queue: Any, output: Path) -> None:
+def _run_ray_train(spec: TrainSpec, gpu: bool, storage: str, job: list[Any], queue: Any) -> None:
+    """One `TorchTrainer.fit`. `job` holds the Job's reference, in a list so that Ray passes it on unresolved."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    spec = plan.spec
-    gpu = _use_gpu(plan)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job_ref, "queue": queue},
+        train_loop_config={"job": job[0], "queue": queue},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.ray_num_workers,
             use_gpu=gpu,
-            resources_per_worker=_resources(plan),
+            resources_per_worker=spec.resources_per_worker,
             placement_strategy=spec.placement_strategy,
         ),
         run_config=RunConfig(
             name=spec.ray_run_name or "train",
-            storage_path=str((output / "ray").resolve()),
+            storage_path=storage,
             logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={} if gpu else {"env_vars": CPU_ENV},
         ),
@@ -153,11 +147,14 @@ def _worker(config: dict[str, Any]) -> None:
         queue.put({"summary": summary})
 
 
-def _drain(queue: Any, thread: threading.Thread) -> Iterator[Event]:
+def _drain(queue: Any, running: Any) -> Iterator[Event]:
+    """Events until the task `running` has ended and the queue is empty."""
     from queue import Empty
 
+    import ray
+
     while True:
-        done = not thread.is_alive()
+        done = bool(ray.wait([running], timeout=0)[0])
         try:
             yield queue.get(timeout=0.01 if done else 0.5)
         except Empty:
@@ -188,15 +185,13 @@ def _use_gpu(plan: Plan) -> bool:
     return bool(wanted) if wanted is not None else ray.cluster_resources().get("GPU", 0) >= 1
 
 
-def _resources(plan: Plan) -> dict[str, float] | None:
-    return dict(plan.spec.resources_per_worker) if plan.spec.resources_per_worker else None
-
-
 def _check_resources(plan: Plan) -> None:
     from tunery.engine.cluster import require
 
     try:
-        require(_resources(plan) or ({"GPU": 1} if _use_gpu(plan) else {"CPU": 1}), plan.spec.ray_num_workers)
+        require(
+            plan.spec.resources_per_worker or ({"GPU": 1} if _use_gpu(plan) else {"CPU": 1}), plan.spec.ray_num_workers
+        )
     except ResourceError as exc:
         raise ResourceError(
             exc.message,
