@@ -115,6 +115,7 @@ def test_engine_answers_equal_transformers_with_the_adapter(project, trained):
     from transformers import AutoModelForCausalLM
 
     loaded = verbs.load_model(project, "shop@1")
+    assert loaded.version
     data = tunery.load("shop-test", str(Path(project.home) / "data"))
     prompts = loaded.template.prompts(data.examples)
     model = PeftModel.from_pretrained(
@@ -264,5 +265,6 @@ def test_init_writes_a_project_that_loads(tmp_path):
     with pytest.raises(ConfigError, match="exists already"):
         init(tmp_path / "p")
     embedded = verbs.as_project(init(tmp_path / "q"))
+    assert embedded.train.dataset
     data = tunery.load(embedded.train.dataset, str(tmp_path / "q" / "data"))
     assert len(data) == 1500

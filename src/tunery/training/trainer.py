@@ -40,6 +40,7 @@ def train(
     `on_event` gets every log row of the loop as it comes. Raises TrainError, or the worker's own TuneryError.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.util.queue import Queue
 
     from tunery.training.loop import Job
@@ -77,7 +78,7 @@ def train(
     queue.shutdown(force=True)
     try:
         ray.get(running)
-    except ray.exceptions.RayError as exc:
+    except RayError as exc:
         raise _translate(exc) from None
     shutil.rmtree(output / "ray", ignore_errors=True)
     final = _last_checkpoint(output)
