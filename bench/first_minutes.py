@@ -35,7 +35,7 @@ def best_of(command: list[str], times: int = 5) -> float:
 
 
 def watch_memory(pid: int, peak: list[int], stop: threading.Event) -> None:
-    """Peak of the summed proportional set size (bytes) of a process and its descendants, every 5 s: reading it costs."""
+    """Peak of the summed proportional set size (bytes) of a process and its descendants, every 5 s (it costs)."""
     while not stop.wait(5):
         total = 0
         try:
