@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 TUNERY = str(Path(sys.executable).with_name("tunery"))
@@ -84,6 +87,35 @@ def test_llama_factorys_yaml_names_what_has_no_effect(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "without effect here: ddp_timeout" in done.stdout
     assert "50" in done.stdout
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path):
+    """Interrupted while the workers start, where the most is running that could be left behind."""
+    command = [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler); "
+               "import sys; sys.argv[:] = ['tunery', 'quickstart']; from tunery.cli import main; main()"]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as started:
+        me = psutil.Process(started.pid)
+        for _ in range(300):
+            if any("IDLE" in c.name() or "ray" in c.name() for c in me.children(recursive=True)):
+                break
+            time.sleep(0.2)
+        children = me.children(recursive=True)
+        assert children
+        started.send_signal(signal.SIGINT)
+        assert started.stdout
+        said = started.stdout.read()
+        assert started.wait(60) == 130
+    assert "stopped. `tunery quickstart` goes on where it stopped" in said
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone
+    assert not alive
+
+
+def test_what_is_found_wrong_is_in_the_status(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "x", "input": "y", "output": ""}\n')
+    assert tunery("data", "check", "a.jsonl", cwd=tmp_path).returncode == 1
 
 
 def test_the_bundled_base_is_where_it_is_said_to_be():

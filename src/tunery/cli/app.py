@@ -48,14 +48,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     as_json = "--json" in sys.argv
     try:
-        app(standalone_mode=False)
+        # typer hands an Exit's status back instead of raising it, and turns Ctrl-C into an Exit of 130.
+        status = app(standalone_mode=False)
+        if status == 130:
+            raise KeyboardInterrupt
+        if isinstance(status, int) and status:
+            raise SystemExit(status)
     except TuneryError as exc:
         if debug:
             raise
         _screen(as_json).fail(exc.to_dict())
         raise SystemExit(exc.exit_status) from None
-    except typer.Exit as exc:
-        raise SystemExit(exc.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         _say_stopped(as_json)
         raise SystemExit(130) from None
