@@ -98,7 +98,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path):
     ) as started:
         me = psutil.Process(started.pid)
         for _ in range(300):
-            if any("IDLE" in c.name() or "ray" in c.name() for c in me.children(recursive=True)):
+            if any(c.name().startswith("ray::") for c in me.children(recursive=True)):
                 break
             time.sleep(0.2)
         children = me.children(recursive=True)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from tunery.errors import ResourceError
 
 PROBE_SECONDS = 5.0
@@ -35,21 +37,39 @@ def connect(
         yield
         return
     _quiet_environment()
-    if address is None:
-        _start(num_cpus, dashboard)
-    else:
-        _join(address)
     try:
+        if address is None:
+            _start(num_cpus, dashboard)
+        else:
+            _join(address)
         _quiet_data()
         if log_dir:
             _link_logs(log_dir)
         yield
     finally:
+        family = _own_processes() if address is None else []
         ray.shutdown()
+        _end(family)
+
+
+def _own_processes() -> list[psutil.Process]:
+    """The processes of a Ray that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::") or any("/ray/" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _end(family: list[psutil.Process]) -> None:
+    """Ray's agents outlive an interrupted start by minutes; what is left after a moment is ended here."""
+    for process in psutil.wait_procs(family, timeout=3)[1]:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _start(num_cpus: int | None, dashboard: bool) -> None:
-    import psutil
     import ray
 
     memory = psutil.virtual_memory()
