@@ -86,12 +86,6 @@ def evaluate(
     return Report(task.name, len(examples), metrics, DEFINITIONS, samples)
 
 
-def worst(report: Report, label: str, n: int) -> Sequence[Mapping[str, Any]]:
-    """The `n` rows that `label` got most wrong, by slots missed or made up."""
-    wrong = [s for s in report.samples if not s["answers"][label]["canonical"]]
-    return sorted(wrong, key=lambda s: -s["answers"][label]["slot_errors"])[:n]
-
-
 def answer_budget(golds: Sequence[str], template: Template) -> int:
     """Tokens an answer may take: half again the longest gold one, so that a model that runs on is stopped."""
     longest = max(

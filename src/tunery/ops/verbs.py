@@ -160,7 +160,7 @@ def load_model(project: Project, ref: str | None) -> Loaded:
 def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Report:
     """Score the project's model, and its untuned base beside it, on `eval.dataset` (default: train.eval_dataset).
 
-    Writes report.json and report.md into the run folder, whose id and path the observer hears.
+    Writes report.json into the run folder, whose id and path the observer hears.
     """
     from tunery.data import load
     from tunery.evaluation import evaluate as run_evaluation

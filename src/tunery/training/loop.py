@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -366,10 +366,3 @@ class _Clock:
             "train_rows": rows,
             **({"eval_loss": eval_loss} if eval_loss is not None else {}),
         }
-
-
-def batches_preview(job: Job) -> Iterator[list[str]]:
-    """Row ids of every step, for people who debug the order."""
-    batches = Batches(job, 0, 1)
-    for step in range(total_steps(job.spec, len(job.rows))):
-        yield batches.at(step)[1]
