@@ -70,7 +70,10 @@ class Fact:
 
 def article(np: str) -> str:
     """`np` with the fitting indefinite article."""
-    return ("an " if np[:1] in VOWELS else "a ") + np
+    vowel = (np[:1] in VOWELS and not np.lower().startswith(("one", "uni", "use", "eu"))) or np.startswith(
+        ("hour", "honest")
+    )
+    return ("an " if vowel else "a ") + np
 
 
 def listing(rng: random.Random, items: list[str]) -> str:
@@ -104,7 +107,7 @@ _TO_PLURAL = {"is": "are", "isn't": "aren't", "doesn't": "don't", "does": "do", 
 
 def _agree(match: re.Match[str]) -> str:
     verb = match[2]
-    return f"{match[1]} {_TO_PLURAL.get(verb) or DO_FORMS.get(verb) or verb}"
+    return f"{match[1]} {_TO_PLURAL.get(verb) or DO_FORMS.get(verb) or verb.removesuffix('s')}"
 
 
 def agree(text: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import values as v
 
-FOLDER = Path(__file__).parent / "domains"
-DOMAIN_FILES = ("culture", "places", "goods", "services", "misc")
+FOLDER = Path(__file__).parent
 HELD_OUT = ("museum", "wine", "plan")  # never in the training stream
 
 # Constructions of yes/no attributes by shape: role -> alternatives; "+" affirms, "-" denies; {n} is the thing.
@@ -136,6 +135,12 @@ def _alternatives(text: str) -> list[str]:
     return [part.strip() for part in text.split("|") if part.strip()]
 
 
+def _lines(folder: str) -> Iterator[str]:
+    """The lines of a folder's files, in the order of their names."""
+    for file in sorted((FOLDER / folder).glob("*.txt")):
+        yield from file.read_text(encoding="utf-8").splitlines()
+
+
 @lru_cache(maxsize=1)
 def lexicons() -> tuple[dict[str, Scale], dict[str, dict[str, list[str]]]]:
     """All scales and all closed sets (value -> surfaces), by name."""
@@ -143,7 +148,7 @@ def lexicons() -> tuple[dict[str, Scale], dict[str, dict[str, list[str]]]]:
     sets: dict[str, dict[str, list[str]]] = {}
     scale: Scale | None = None
     current: dict[str, list[str]] = {}
-    for line in (FOLDER / "lexicons.txt").read_text(encoding="utf-8").splitlines():
+    for line in _lines("lexicons"):
         head, _, rest = line.partition(" ")
         if not line.strip() or line.startswith("#"):
             continue
@@ -219,15 +224,14 @@ def general() -> list[Attr]:
 def domains() -> list[Domain]:
     """Every domain of the data files."""
     found: list[Domain] = []
-    for file in DOMAIN_FILES:
-        for line in (FOLDER / f"{file}.txt").read_text(encoding="utf-8").splitlines():
-            if line.startswith("# "):
-                name, _, nouns = line[2:].partition(": ")
-                found.append(Domain(name, _alternatives(nouns), Attr([], "copy"), []))
-            elif line.startswith("key "):
-                found[-1].key = parse_attr(line[4:])
-            elif line.startswith("@"):
-                found[-1].attrs.append(common()[line[1:].strip()])
-            elif line.strip():
-                found[-1].attrs.append(parse_attr(line))
+    for line in _lines("domains"):
+        if line.startswith("# "):
+            name, _, nouns = line[2:].partition(": ")
+            found.append(Domain(name, _alternatives(nouns), Attr([], "copy"), []))
+        elif line.startswith("key "):
+            found[-1].key = parse_attr(line[4:])
+        elif line.startswith("@"):
+            found[-1].attrs.append(common()[line[1:].strip()])
+        elif line.strip():
+            found[-1].attrs.append(parse_attr(line))
     return found

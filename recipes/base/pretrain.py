@@ -1,6 +1,7 @@
 """Pretrains the base model on generated extraction tasks.
 
     python pretrain.py --tokenizer TOK --out OUT --seconds 420            # one GPU
+    torchrun --nproc-per-node 2 pretrain.py ...                           # several; --batch is each one's
     python pretrain.py --tokenizer TOK --out OUT --steps 20 --batch 8     # a smoke run on a CPU
 
 Writes OUT/model (a transformers folder), OUT/log.jsonl and, with --checkpoint, a file to resume from.
@@ -23,6 +24,7 @@ from typing import Any
 import generate
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from domain import HELD_OUT
 from model import SIZES, Base, block_mask, dense_mask, export, to_hf
@@ -157,6 +159,17 @@ def losses(model: Any, batch: dict[str, Tensor], mask: Any, weights: Tensor) -> 
     return (each * w).sum() / (count + 1), (each.detach() * answers).sum() / (count + 1), count
 
 
+def average(model: Base, progress: float) -> Tensor:
+    """Averages the gradients over the processes, and returns the average of `progress`."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([*(g.flatten() for g in grads), grads[0].new_full((1,), progress)])
+    dist.all_reduce(flat, dist.ReduceOp.AVG)
+    *parts, mean = flat.split([*(g.numel() for g in grads), 1])
+    for grad, part in zip(grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
+    return mean
+
+
 def exact_match(
     model: Base, enc: Encoder, device: str, groups: list[generate.Group], batch: int = 1024
 ) -> tuple[float, list[tuple[str, str, str]]]:
@@ -250,7 +263,7 @@ def main() -> None:
     """Train, export, evaluate."""
     began = time.perf_counter()
     args = arguments()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     args.out.mkdir(parents=True, exist_ok=True)
     resume = (
         torch.load(args.checkpoint, map_location="cpu", weights_only=True)
@@ -259,14 +272,22 @@ def main() -> None:
     )
     first = resume["chunk"] + 1 if resume else 0
     options = {
-        "tokenizer": args.tokenizer, "corpora": args.corpora, "share": args.corpora_share, "seed": args.seed,
+        "tokenizer": args.tokenizer, "corpora": args.corpora, "share": args.corpora_share,
+        "seed": args.seed + 1000 * rank,
         "sequences": min(CHUNK, args.batch), "length": args.length,
     }  # fmt: skip
-    pool = Pool(args.workers or max(1, (os.cpu_count() or 2) - 2), first, options)  # forks: before any CUDA call
+    workers = args.workers or max(1, ((os.cpu_count() or 2) - 2 * world) // world)
+    pool = Pool(workers, first, options)  # forks: before any CUDA call
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if world > 1:
+        torch.cuda.set_device(rank)
+        dist.init_process_group("nccl")
     feeder = Feeder(pool, args.batch, device)
     log_file = (args.out / "log.jsonl").open("a", encoding="utf-8")
 
     def log(entry: dict[str, Any]) -> None:
+        if rank:
+            return
         line = json.dumps(entry)
         print(line, flush=True)
         log_file.write(line + "\n")
@@ -296,6 +317,7 @@ def main() -> None:
             "size": args.size,
             "parameters": sum(p.numel() for p in model.parameters()),
             "device": device,
+            "processes": world,
             "step": step,
         }
     )
@@ -304,19 +326,19 @@ def main() -> None:
     started = mark = saved = time.perf_counter()
     mark_tokens, chunk, waited = tokens, first, 0.0
     warm = step
+    progress, agreed = 0.0, torch.zeros(1)
     while True:
         now = time.perf_counter()
         if step == warm + 3:  # compiled by now: the clock of the schedule starts here
             started = mark = now
             mark_tokens = tokens
         # Two bounds may be given; the nearer one drives the schedule.
-        progress = 0.0
         if args.seconds:
             left = max(1.0, budget - (started - began))
             progress = (now - started + spent) / (left + spent)
         if args.steps:
-            progress = max(progress, step / args.steps)
-        if progress >= 1:
+            progress = max(progress if args.seconds else 0.0, step / args.steps)
+        if world == 1 and progress >= 1:
             break
         before = time.perf_counter()
         batch, last = feeder.get()
@@ -333,11 +355,17 @@ def main() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss, answer_loss, _ = losses(run, batch, mask, weights)
         loss.backward()
+        if world > 1:
+            # One schedule for all: the clocks' average, as of the step before, which is there without waiting.
+            mine, progress = progress, agreed.item()
+            agreed = average(model, mine)
+            if progress >= 1:
+                break
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(args.lr * schedule(progress, step, args.warmup, args.decay))
         model.zero_grad(set_to_none=True)
         step += 1
-        tokens += batch["ids"].numel()
+        tokens += batch["ids"].numel() * world
         if step % args.log_every == 0:
             value, answer = loss.item(), answer_loss.item()
             now = time.perf_counter()
@@ -347,7 +375,7 @@ def main() -> None:
                 "progress": round(progress, 3), "seconds": round(now - began, 1),
             })  # fmt: skip
             mark, mark_tokens, waited = now, tokens, 0.0
-        if args.checkpoint and now - saved > args.checkpoint_seconds:
+        if args.checkpoint and rank == 0 and now - saved > args.checkpoint_seconds:
             saved = now
             state = {
                 "model": model.state_dict(),
@@ -358,6 +386,8 @@ def main() -> None:
             }
             save_checkpoint(args.checkpoint, {**state, "spent": spent + now - started})
     pool.close()
+    if rank:
+        return
     export(model, args.tokenizer, args.out / "model")
     log(
         {

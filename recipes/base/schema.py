@@ -175,10 +175,10 @@ def make_schema(rng: random.Random, held_out: bool, held: tuple[str, ...]) -> Sc
     slots = [make_slot(rng, domain.key, style, used)]
     n = 3 + int(rng.random() * 5) if rng.random() < 0.12 else 6 + int(rng.random() * 9)
     chosen = sorted(domain.attrs, key=lambda _: rng.random())[:n]
-    have = {attr.names[0] for attr in domain.attrs}
+    have = {name for attr in domain.attrs for name in attr.names}
     if rng.random() < 0.3:
         extra = pick(rng, general())
-        chosen += [extra] if extra.names[0] not in have else []
+        chosen += [extra] if have.isdisjoint(extra.names) else []
     chosen += [invented_attr(rng) for _ in range(int(rng.random() * (4 if rng.random() < 0.4 else 1.8)))]
     acts = [ACTS["inform"]] if rng.random() < 0.7 else []
     others = [a for a in ACTS.values() if a.id != "inform" and (a.id not in EMPTY or rng.random() < 0.3)]
