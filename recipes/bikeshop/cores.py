@@ -12,7 +12,6 @@ we'd like {a_named}{t}, please
 {customer} wants {a_bike}{t}
 please add {a_parts} to order {order_no}{t}
 if {the_named} is still going at {price}, I'll have it
-new {bare_kind} wanted{t}
 get {a_kind} in for {customer}{t}
 @ I'll take it{t}
 @ put one aside for me{t}
@@ -23,7 +22,6 @@ could you quote me for {a_bike}{t}? => price=
 I wonder what {a_named} goes for{t} => price=
 is it true that {the_bike} is down to {price}?
 someone told me {a_named} costs {price}, is that right?
-would {price} be enough for {a_kind}{t}?
 can I get {a_part} for under {price}?
 any idea how much {a_part} for {my_bike} would be? => price=
 {customer} is asking what {a_bike} costs{t} => price=
@@ -31,7 +29,6 @@ if I bring my own pedals, what is {the_named}{t}? => price=
 @ could you send me the price{t}? => price=
 """,
     "request_info": """
-when can I expect {the_bike} I ordered{t}? => date=
 what kind of bike is the {model}{t}? => bike_type=
 is the {model} meant for the road, for gravel or for the hills? => bike_type=
 who makes the {model}? => brand=
@@ -43,7 +40,6 @@ what bike did I order under {order_no}{t}? => model=
 @ which sizes do you have it in? => frame_size=
 @ who makes it? => brand=
 @ does it come with a warranty? => under_warranty=
-@ what sizes is it made in, and has it got a motor? => frame_size=; electric=
 """,
     "report_fault": """
 the {part} on {my_bike} [is squealing|is rattling|has come loose|has cracked|won't stop creaking]{t}
@@ -55,7 +51,6 @@ order {order_no} turned up with a damaged {part}{t}
 water has got into the {part} of {my_bike}{t}
 {my_bike} won't brake properly, the rear brake cable is to blame{t} => part=rear brake cable
 {my_bike} won't slow down, so the brake pads must be worn{t} => part=brake pads
-I can hear a knocking from the {part} of {my_bike}{t}
 @ it keeps throwing its chain{t} => part=chain
 @ its {part} has come loose{t}
 """,
@@ -67,7 +62,6 @@ book in {a_bike}{t}
 {customer} wants {a_bike} serviced{t}
 I want new {part_pl} fitted to {my_bike}{t}
 can you fit {a_part} to {my_bike}{t}?
-can you look after {my_bike} {on_date}?
 is there a slot {on_date} for {my_bike} to be serviced?
 would {date} suit you for servicing {my_bike}?
 please give {my_bike} a clean and a tune{t}
@@ -79,15 +73,12 @@ scrap order {order_no}{t}
 take {a_parts} off my order{t}
 I booked {my_bike} in for {date}, but I'll have to call that off
 {customer} doesn't want {the_bike} any more{t}
-cancel orders {orders}{t}
 stop order {order_no} before it ships{t}
 @ I'd like to call it off{t}
 """,
     "recommend": """
-I'd [recommend|suggest] {the_named} to {level}{t}
 you can't go wrong with {the_named}{t}
 for {customer} I'd pick {a_bike}{t}
-with {price} to spend, {a_named} is the one to get{t}
 I'd put {a_part} on {a_kind} if it were mine
 have you thought about {a_bike}{t}?
 I always send {level} to {brand}
@@ -116,9 +107,7 @@ nothing I've ridden comes close to {the_named}{t} => opinion=great
 {the_bike} isn't bad at all{t} => opinion=good
 {customer} isn't sure what to make of {the_named}{t} => opinion=mixed
 {customer} can't stand {the_bike}{t} => opinion=bad
-{price} for {a_bike} this poor is daylight robbery => opinion=bad
 one star for {the_named}{t} => opinion=bad
-@ I wish I'd never bought it{t} => opinion=bad
 @ it's anything but a good bike{t} => opinion=bad
 """,
 }

@@ -13,7 +13,6 @@ TAILS: dict[str, str] = {
  if {customer} is the buyer
 """,
     "request_info": """
-, booked under {customer},
 """,
     "report_fault": """
  since {date}
@@ -22,7 +21,6 @@ TAILS: dict[str, str] = {
 , and it's my only way to work, => urgency=high
 """,
     "book_service": """
- {on_date}
 , and deliver it back afterwards, => pickup=no
  at normal speed => urgency=normal
 """,
@@ -60,28 +58,22 @@ don't rush, but don't dawdle => urgency=normal
     ("report_fault", """
 I'm off on a long tour in a few hours => urgency=high
 I race in a few hours and have no spare => urgency=high
-the school run depends on it => urgency=high
 what am I supposed to ride to work now? I have nothing else => urgency=high
 it's ridable for now, so no panic => urgency=low
 I can live with it for a good while => urgency=low
 I've tried tightening it myself
-I hardly even ride it
 """),
     ("cancel", """
 it's {customer} [speaking|here]
-it was placed by {customer}
 """),
     ("order", """
-please don't ship anything, I'd sooner walk over => pickup=yes
 send it by courier => pickup=no
 collecting is out of the question for me => pickup=no
 neither a motor nor delivery is needed => electric=no; pickup=yes
 no battery, no courier, I'll come to the shop => electric=no; pickup=yes
-not urgent, and not for delivery either => urgency=low; pickup=yes
 my limit is {price}
 the price tag says {price}
 put it under {customer}
-^it's for {customer}
 """),
     ("book_service", """
 ring me and I'll come and get it => pickup=yes
@@ -126,13 +118,11 @@ my budget is {price}
 {price} is all I've got
 ^I'm new to all this => level=beginner
 I ride most weekends, nothing serious => level=intermediate
-I've got the basics down, but I'm not an expert => level=intermediate
 ^it's for {customer}, who is {level}
 """),
     ("give_opinion", """
 I paid {price} for it
 I've got the electric version => electric=yes
-my name is {customer}, if you want to quote me
 you can quote me on that
 I've told everyone at the club
 """),
@@ -145,10 +135,8 @@ there's {a_bike} in your window
 """,
     "report_fault book_service": """
 I ride {a_bike}
-I bought {a_bike} from you
 I'm the owner of {a_bike}
 {customer} owns {a_bike}
-there's {a_bike} in our club shed
 my wife has {a_bike}
 """,
     "give_opinion": """
@@ -159,7 +147,6 @@ you wanted to know how I get on with {my_bike}
 there's an order for {a_bike} under {customer}
 """,
     "recommend": """
-I've ridden {the_named} myself
 """,
 }
 

@@ -177,7 +177,7 @@ def is_filler(line: str) -> bool:
 
 def is_singular(function: str, core: str) -> bool:
     """Whether "it" after this clause can only be one bike (or the job done on it)."""
-    if "{models" in core or "{sizes}" in core or "{orders}" in core:
+    if "{models" in core or "{sizes}" in core:
         return False
     if function in ("report_fault", "book_service", "ask_advice"):
         return True

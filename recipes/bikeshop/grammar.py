@@ -157,7 +157,6 @@ SLOTS: dict[str, Callable[[Draft], list[Segment]]] = {
     "brand": lambda d: _value(d, "brand", names.brand(d.rng)),
     "customer": lambda d: _value(d, "customer", names.customer(d.rng)),
     "order_no": lambda d: _value(d, "order_no", names.order_number(d.rng)),
-    "orders": lambda d: _listed(d, "order_no", [names.order_number(d.rng), names.order_number(d.rng)], "and"),
     "type": _type,
     "a_type": lambda d: [Segment("a "), *_type(d)],
     "e_pre": lambda d: _electric(d, names.ELECTRIC_PRE),
