@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tunery.errors import ConfigError
 from tunery.tasks.functions import parse_calls, render_calls
@@ -19,15 +19,21 @@ class Structure:
     slots: tuple[tuple[str, str], ...]
 
 
-class Task(Protocol):
-    """Parses an output text. `None` from `parse` means: not of this task's form."""
+class Task:
+    """What an output means. A task of one's own sets `name` and defines `parse`; the rest has defaults."""
 
-    name: str
+    name: str = ""
 
-    def parse(self, text: str) -> Structure | None: ...
+    def parse(self, text: str) -> Structure | None:
+        """The meaning of an output; None when it is not of this task's form."""
+        raise NotImplementedError
+
+    def attribute(self, path: str) -> str:
+        """What the slots of `path` are counted under: the path, unless a task pools several."""
+        return path
 
 
-class FunctionTask:
+class FunctionTask(Task):
     """`inform(name[X], genres[a, b])`, one call or several joined by commas.
 
     Canonical: attributes sorted by name, list values sorted, spacing normalised. A slot is
@@ -48,8 +54,12 @@ class FunctionTask:
                 slots.extend((f"{call.name}.{attribute}", v) for v in values or ("",))
         return Structure(render_calls(calls, canonical=True), tuple(slots))
 
+    def attribute(self, path: str) -> str:
+        """The attribute alone: `inform.name` and `recommend.name` are one `name`."""
+        return path.partition(".")[2] or path
 
-class JsonTask:
+
+class JsonTask(Task):
     """A JSON object or array. Canonical: sorted keys, no spaces. Slots are the leaves by their path."""
 
     name = "json"
@@ -65,7 +75,7 @@ class JsonTask:
         return Structure(canonical, tuple(_leaves(value, "")))
 
 
-class TextTask:
+class TextTask(Task):
     """Free text or a label: canonical is the text with spaces folded, and there is one slot."""
 
     name = "text"
