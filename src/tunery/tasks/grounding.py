@@ -218,9 +218,7 @@ def _numbers(source: _Source) -> Iterator[tuple[int, int, float]]:
                 else:
                     total, group = total + group * scale, 0
                 last = scale
-            elif not (word == "and" and last is not None and j + 1 < len(words) and words[j + 1][2] in _SMALL):
-                break
-            elif last is not None and last < 100:
+            elif not (word == "and" and (last or 0) >= 100 and j + 1 < len(words) and words[j + 1][2] in _SMALL):
                 break
             j += 1
         if last is None:

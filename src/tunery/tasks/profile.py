@@ -20,6 +20,7 @@ _USUAL = 0.95  # "expected" is what this share of an attribute's training values
 _OPEN_DISTINCT = 20  # values that usually stand in the text are copied if more distinct ones than this, or numbers
 _COPIED = 0.8  # ... and if new values keep coming, it is enough that this share stands there
 _UNSEEN = 0.05  # a set is closed when at most this share of further values is likely to be new
+_ENOUGH = 5000  # occurrences whose grounding is looked up: the shares above need no more
 _ENUMERABLE = 200  # ... and a person could list it
 
 
@@ -28,8 +29,8 @@ class Attribute:
     """One attribute in the training rows.
 
     `values` counts each distinct value, "" being the attribute without one; `grounding` counts the occurrences with
-    a value by how they stand in the text; `unseen` estimates the chance that a further value is a new one
-    (Good-Turing: values seen once, over occurrences).
+    a value by how they stand in the text (the first 5,000 of them); `unseen` estimates the chance that a further value
+    is a new one (Good-Turing: values seen once, over occurrences); `most` is the highest number of values in one row.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Attribute:
     expected: Kind
     unseen: float
     rows: int
+    most: int = 1
 
     @property
     def n(self) -> int:
@@ -66,6 +68,7 @@ class Profile:
     rows: int
     unparsed: int
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)  # the task's own: see Task.form
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,7 +77,7 @@ class Profile:
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """Undo `to_dict`. Raises KeyError or TypeError for anything else."""
         found = {k: Attribute(**v) for k, v in values["attributes"].items()}
-        return cls(values["task"], values["rows"], values["unparsed"], found)
+        return cls(values["task"], values["rows"], values["unparsed"], found, values.get("form", {}))
 
 
 def learn(task: Task, pairs: Iterable[tuple[str, str]]) -> Profile:
@@ -86,33 +89,36 @@ def learn(task: Task, pairs: Iterable[tuple[str, str]]) -> Profile:
     values: dict[str, Counter[str]] = {}
     kinds: dict[str, Counter[str]] = {}
     rows: Counter[str] = Counter()
-    total = unparsed = 0
+    most: dict[str, int] = {}
+    outputs: list[str] = []
+    unparsed = 0
     for text, output in pairs:
-        total += 1
+        outputs.append(output)
         structure = task.parse(output)
         if structure is None:
             unparsed += 1
             continue
         slots = [(task.attribute(path), value) for path, value in structure.slots]
-        rows.update({path for path, _ in slots})
+        for path, count in Counter(path for path, _ in slots).items():
+            rows[path] += 1
+            most[path] = max(count, most.get(path, 0))
         for path, value in slots:
             values.setdefault(path, Counter())[value] += 1
             found = kinds.setdefault(path, Counter())
-            if value:
+            if value and found.total() < _ENOUGH:
                 found[ground(value, text).kind] += 1
-    return Profile(
-        task.name,
-        total,
-        unparsed,
-        {path: _attribute(path, counts, kinds[path], rows[path]) for path, counts in sorted(values.items())},
-    )
+    found_attributes = {
+        path: _attribute(path, counts, kinds[path], rows[path], most[path]) for path, counts in sorted(values.items())
+    }
+    return Profile(task.name, len(outputs), unparsed, found_attributes, task.form(outputs))
 
 
-def _attribute(path: str, values: Counter[str], kinds: Counter[str], rows: int) -> Attribute:
+def _attribute(path: str, values: Counter[str], kinds: Counter[str], rows: int, most: int) -> Attribute:
     filled = {v: c for v, c in values.items() if v}
     n = sum(filled.values())
     unseen = sum(c == 1 for c in filled.values()) / n if n else 0.0
-    standing = (kinds["verbatim"] + kinds["normalised"]) / n if n else 0.0
+    looked = kinds.total()
+    standing = (kinds["verbatim"] + kinds["normalised"]) / looked if looked else 0.0
     numeric = sum(c for v, c in filled.items() if any(x.isdigit() for x in v)) > n / 2
     many = len(filled) > _OPEN_DISTINCT or numeric
     if (standing >= _USUAL and many) or (standing >= _COPIED and unseen > _UNSEEN):
@@ -122,9 +128,9 @@ def _attribute(path: str, values: Counter[str], kinds: Counter[str], rows: int) 
     else:
         kind = "free"
     expected: Kind = "inferred"
-    if n and kinds["verbatim"] >= _USUAL * n:
+    if looked and kinds["verbatim"] >= _USUAL * looked:
         expected = "verbatim"
     elif standing >= _USUAL:
         expected = "normalised"
     counts = {k: kinds[k] for k in ("verbatim", "normalised", "inferred")}
-    return Attribute(path, kind, dict(values.most_common()), counts, expected, round(unseen, 6), rows)
+    return Attribute(path, kind, dict(values.most_common()), counts, expected, round(unseen, 6), rows, most)
