@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class LabelTask(Task):
-    """One label, or several joined by commas, in one line. Canonical: spaces folded, labels sorted. A slot is ("label", label)."""
+    """One label, or several joined by commas, in one line. Canonical: spaces folded, labels sorted.
+
+    A slot is ("label", label).
+    """
 
     name = "label"
 
