@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,17 @@ from tunery.bases import Base, find_base, load_tokenizer
 from tunery.config import BUNDLED_BASE, Project, TrainSpec, load_project
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
-from tunery.storage import FolderLock, write_json_atomic
-from tunery.types import ModelVersion, Report, Run
+from tunery.storage import FolderLock, read_json
+from tunery.types import Dataset, ModelVersion, Report, Run
 
 if TYPE_CHECKING:
     from tunery.batching import BatchResult
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
+    from tunery.evaluation import Comparison, Verdict
+    from tunery.evaluation.gate import Condition
     from tunery.serving import Service
+    from tunery.tasks import Profile
 
 Observer = Callable[[Mapping[str, Any]], None]
 AnyProject = Project | TrainSpec | Mapping[str, Any] | str | Path | None
@@ -160,24 +163,39 @@ def load_model(project: Project, ref: str | None) -> Loaded:
 def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Report:
     """Score the project's model, and its untuned base beside it, on `eval.dataset` (default: train.eval_dataset).
 
-    Writes report.json into the run folder, whose id and path the observer hears.
+    Writes report.json, report.md and report.html into the run folder, whose id and path the observer hears. With
+    `eval.gate`, the report's record holds "gate", a verdict a condition; it is the caller's to act on.
     """
     from tunery.data import load
     from tunery.evaluation import evaluate as run_evaluation
+    from tunery.evaluation import parse_gate, write_report
     from tunery.tasks import task_by_name
 
     project = as_project(project)
     spec = project.eval
+    conditions = parse_gate(spec.gate) if spec.gate else []
     loaded = load_model(project, spec.model)
+    assert loaded.version is not None
+    version = loaded.version
+    baseline = _baseline(project, version.ref) if any(c.baseline for c in conditions) else None
+    task = task_by_name(spec.task or version.task)
     name = spec.dataset or project.train.eval_dataset
     if not name:
         raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
+    if spec.calibrate_on == name:
+        raise ConfigError(
+            f'eval.calibrate_on is "{name}", which is evaluated on: every confidence would look right',
+            hint="calibrate on another split, usually validation",
+        )
     folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
     data = load(name, folder, max_samples=spec.max_samples)
-    assert loaded.version is not None
+    calibration = load(spec.calibrate_on, folder, max_samples=spec.max_samples) if spec.calibrate_on else None
+    profile = registry.profile_of(version)
+    if profile and profile.task != task.name:
+        profile = None
     models: dict[str, Adapter | None] = {"base": None} if spec.compare_base else {}
     models[loaded.label] = loaded.adapter
-    with runs.start(Path(project.home), "eval", project, parents=[loaded.version.run_id]) as run:
+    with runs.start(Path(project.home), "eval", project, parents=[version.run_id]) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
         with _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
@@ -187,14 +205,120 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
                 models=models,
                 data=data,
                 template=loaded.template,
-                task=task_by_name(loaded.version.task),
+                task=task,
+                profile=profile,
+                instruction=version.instruction,
+                calibration=calibration,
                 log_dir=run.logs,
                 on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
             )
-        write_json_atomic(run.path / "report.json", report.to_dict())
+        record = _record(run, project, loaded, data, calibration, profile)
+        report = replace(report, record=record)
+        if conditions:
+            verdicts = _judge(conditions, report, version.ref, baseline)
+            report = replace(report, record={**record, "gate": [asdict(v) for v in verdicts]})
+        paths = write_report(report, run.path)
         scores = {label: {k: m.value for k, m in found.items()} for label, found in report.metrics.items()}
-        run.result(model=loaded.label, dataset=name, n=report.n, scores=scores, report=str(run.path / "report.json"))
+        run.result(
+            model=loaded.label, dataset=name, n=report.n, scores=scores,
+            report=str(paths["json"]), page=str(paths["html"]),
+        )  # fmt: skip
     return report
+
+
+def _record(
+    run: runs.Recorder,
+    project: Project,
+    loaded: Loaded,
+    data: Dataset,
+    calibration: Dataset | None,
+    profile: Profile | None,
+) -> dict[str, Any]:
+    """What was evaluated, with what: enough to do it again."""
+    from tunery.tasks.score import RESAMPLES
+
+    def named(dataset: Dataset) -> dict[str, Any]:
+        return {"name": dataset.name, "uri": dataset.uri, "fingerprint": dataset.fingerprint, "rows": len(dataset)}
+
+    assert loaded.version is not None
+    kinds = {
+        p: {"kind": a.kind, "expected": a.expected, "n": a.n}
+        for p, a in (profile.attributes if profile else {}).items()
+    }
+    return {
+        "format": 1,
+        "run": run.id,
+        **run.provenance,
+        "model": asdict(loaded.version) | {"ref": loaded.version.ref},
+        "base": {"name": loaded.base.name, "digest": loaded.base.digest},
+        "template": {"name": loaded.template.name, "digest": loaded.template.digest},
+        "dataset": named(data),
+        "calibration": named(calibration) if calibration else None,
+        "profile": {"rows": profile.rows, "unparsed": profile.unparsed, "attributes": kinds} if profile else None,
+        "settings": project.eval.model_dump(mode="json"),
+        "seeds": {"sampling": project.eval.sampling.seed, "bootstrap": 0, "resamples": RESAMPLES},
+    }
+
+
+def _judge(
+    conditions: Sequence[Condition], report: Report, label: str, baseline: Mapping[str, Any] | None
+) -> list[Verdict]:
+    from tunery.evaluation import check_gate
+
+    return check_gate(conditions, report.metrics[label], baseline or report.metrics.get("base"))
+
+
+def _baseline(project: Project, ref: str) -> Mapping[str, Any] | None:
+    """The metrics of `eval.baseline`; None when it is not set, and the untuned base is the baseline."""
+    wanted = project.eval.baseline
+    if not wanted:
+        return None
+    report, label = find_report(project, wanted)
+    return report["metrics"][label]
+
+
+def find_report(project: AnyProject, wanted: str) -> tuple[Mapping[str, Any], str]:
+    """A report and the label of its model, by a run's id, a version ("name@3": its last evaluation), or a file.
+
+    Any of them may end in ":LABEL" to choose another column, such as "base". Raises RunError when there is none.
+    """
+    home = Path(as_project(project).home)
+    where, _, column = wanted.partition(":")
+    path = None
+    if Path(where).is_file():
+        path = Path(where)
+    elif (Path(where) / "report.json").is_file():
+        path = Path(where) / "report.json"
+    else:
+        evals = [r for r in runs.list_runs(home) if r.kind == "eval" and r.state == "succeeded"]
+        named = [r for r in evals if where in (r.id, r.result.get("model"))]
+        if not named and not where.startswith("eval-"):
+            ref = registry.get(home, where).ref
+            named = [r for r in evals if r.result.get("model") == ref]
+        if not named:
+            raise RunError(f'no evaluation of "{where}"', hint="`tunery eval` makes one; `tunery runs list` shows them")
+        path = named[0].path / "report.json"
+    report = read_json(path)
+    try:
+        labels = list(report["metrics"])
+        label = column or (report["record"].get("model") or {}).get("ref") or labels[-1]
+        if label not in labels:
+            raise RunError(f'{path} has no column "{label}"', hint=f"it has {', '.join(labels)}")
+    except (KeyError, TypeError, AttributeError):
+        raise RunError("not a report, or one of an older Tunery", where=str(path)) from None
+    return report, label
+
+
+def compare(a: str, b: str, *, project: AnyProject = None) -> Comparison:
+    """Compare two evaluations on the rows they share; `a` and `b` as `find_report` takes them."""
+    from tunery.evaluation import compare as run_comparison
+    from tunery.tasks import task_by_name
+
+    project = as_project(project)
+    (one, label_a), (two, label_b) = find_report(project, a), find_report(project, b)
+    if one["task"] != two["task"]:
+        raise ConfigError(f'{a} was scored as "{one["task"]}", {b} as "{two["task"]}"')
+    return run_comparison(task_by_name(one["task"]), one, two, label_a=label_a, label_b=label_b)
 
 
 def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchResult:
