@@ -259,8 +259,10 @@ def test_the_page_works_in_a_browser(report, tmp_path):
     assert f"{wrong} of 250 rows" in html
     assert "<del>" in html
     assert "<ins>" in html
-    clicked = dom(paths["html"], 'document.querySelector("#confusions button").click();')
+    clicked = dom(paths["html"], 'document.querySelector("#confusions button.cell").click();')
     assert f"{len(report.details['shop@1']['confusions'][0]['rows'])} of 250 rows" in clicked
+    matrix = dom(paths["html"], 'state.attribute="bike_type"; confusions();')
+    assert "predicted →" in matrix
     base = dom(paths["html"], '$("model").value="base";$("model").dispatchEvent(new Event("change"));')
     assert "250 of 250 rows" in base
     assert "the answers have no log-probabilities" in base

@@ -21,7 +21,7 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     # In ASCII, since a JSON answer may hold half a surrogate pair, which UTF-8 cannot.
     write_atomic(paths["json"], json.dumps(values, indent=1, default=str, allow_nan=False) + "\n")
     write_atomic(paths["md"], markdown(values).encode("utf-8", "replace"))
-    write_atomic(paths["html"], page(values))
+    write_atomic(paths["html"], page(values).encode("utf-8", "replace"))
     return paths
 
 
@@ -32,7 +32,7 @@ def page(report: Mapping[str, Any]) -> str:
         samples.sort(key=lambda s: all(a["canonical"] for a in s["answers"].values()))
         samples = sorted(samples[:_PAGE_ROWS], key=lambda s: s["index"])
     slim = [{k: v for k, v in s.items() if k != "input"} for s in samples]
-    data = json.dumps({**report, "samples": slim}, allow_nan=False, default=str)
+    data = json.dumps({**report, "samples": slim}, ensure_ascii=False, allow_nan=False, default=str)
     # The only two sequences that could end or confuse a script element (HTML standard, 4.12.1.3).
     data = data.replace("</", "<\\/").replace("<!--", "<\\u0021--")
     template = resources.files("tunery.evaluation").joinpath("report.html").read_text(encoding="utf-8")
