@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -126,8 +126,9 @@ def _spans(values: Sequence[Value]) -> list[dict[str, Any]]:
     return [{"label": label, "start": start, "end": end} for label, start, end in sorted(spans)]
 
 
-class Known(Protocol):
-    """Confidences of rows and slots, and whether they were right."""
+@dataclass(frozen=True)
+class Confidences:
+    """Of each row and of each of its slots: the confidence, None where unknown, and whether it was right."""
 
     row: Sequence[float | None]
     row_right: Sequence[bool]
@@ -143,7 +144,7 @@ class Calibrated:
     slots: Sequence[Sequence[float | None]]
 
 
-def certainty(here: Known, known: Known) -> tuple[dict[str, Any], Calibrated]:
+def certainty(here: Confidences, known: Confidences) -> tuple[dict[str, Any], Calibrated]:
     """How far the confidences of `here` can be trusted, and the ones to show, calibrated on the rows of `known`.
 
     Without rows to calibrate on, a confidence is unknown: the raw probability of a text is not one.

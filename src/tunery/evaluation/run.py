@@ -12,7 +12,7 @@ from tunery.config import EvalSpec
 from tunery.data.template import Template
 from tunery.engine.vllm import Adapter, generate
 from tunery.errors import ConfigError, DataError, EngineError
-from tunery.evaluation.details import certainty, confusions, slices, span_scores
+from tunery.evaluation.details import Confidences, certainty, confusions, slices, span_scores
 from tunery.tasks import DEFINITIONS, Profile, Scores, Task
 from tunery.tasks.confidence import Token, row_confidence, slot_confidences, tokens_of
 from tunery.tasks.score import score
@@ -182,16 +182,6 @@ def analyse(
                 ],
             }
     return Report(task.name, len(examples), metrics, DEFINITIONS, samples, details)
-
-
-@dataclass(frozen=True)
-class Confidences:
-    """Of each row and of each of its slots: the confidence, None where unknown, and whether it was right."""
-
-    row: Sequence[float | None]
-    row_right: Sequence[bool]
-    slots: Sequence[Sequence[float | None]]
-    slots_right: Sequence[Sequence[bool]]
 
 
 def _confidences(
