@@ -15,7 +15,8 @@ import tunery
 from tunery.errors import ConfigError, DataError, RunError
 from tunery.evaluation import analyse, check_gate, compare, parse_gate, write_report
 from tunery.evaluation.comparison import mcnemar
-from tunery.evaluation.run import Answered
+from tunery.evaluation.robustness import with_unseen_names
+from tunery.evaluation.run import Answered, swapped_metrics
 from tunery.ops.verbs import find_report
 from tunery.tasks import learn, task_by_name
 from tunery.tasks.confidence import tokens_of
@@ -291,3 +292,33 @@ def test_no_rows_and_one_row_make_a_report(tmp_path):
     assert one.metrics["m"]["exact_match"].value == 1
     assert not any(math.isnan(m.value) for m in one.metrics["m"].values() if m.value is not None)
     write_report(one, tmp_path)
+
+
+def test_copied_names_are_swapped_for_unseen_ones_in_text_and_gold(split, profile):
+    examples, instruction = split("test")
+    swapped = with_unseen_names(FUNCTION, examples, profile, instruction)
+    assert len(swapped) > 100
+    for i, example in swapped.items():
+        before, after = FUNCTION.parse(examples[i].target or ""), FUNCTION.parse(example.target or "")
+        assert before is not None
+        assert after is not None
+        assert [p for p, _ in before.slots] == [p for p, _ in after.slots]
+        text = example.text.removeprefix(f"{instruction}\n")
+        changed = [(p, v) for (p, v), old in zip(after.slots, before.slots, strict=True) if (p, v) != old]
+        assert changed
+        for path, value in changed:
+            attribute = profile.attributes[FUNCTION.attribute(path)]
+            assert attribute.kind == "copied"
+            assert value not in attribute.values
+            assert value in text
+    assert with_unseen_names(FUNCTION, examples, profile, instruction) == swapped  # the same every time
+
+
+def test_a_model_that_knows_names_by_heart_is_found_out(split, profile):
+    examples, instruction = split("test")
+    swapped = with_unseen_names(FUNCTION, examples, profile, instruction)
+    by_heart = [Answered(e.target or "") for e in examples]
+    found = swapped_metrics(FUNCTION, examples, by_heart, swapped, [by_heart[i] for i in swapped])
+    assert found["before"]["exact_match"].value == 1
+    assert found["after"]["exact_match"].value == 0
+    assert found["n"] == len(found["rows"]) == len(swapped)

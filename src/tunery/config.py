@@ -153,6 +153,7 @@ class EvalSpec(Spec):
     worst: int = Field(default=5, ge=0)
     task: str | None = None  # None: the version's own
     constrained: bool = False  # answer a second time under the task's grammar
+    swap_names: bool = False  # answer once more with copied names that no training row has
     confidence: bool = True
     calibrate_on: str | None = None  # a dataset, other than the one evaluated on, to calibrate confidences with
     slices: list[str] = Field(default_factory=list)  # further columns of the rows to slice by

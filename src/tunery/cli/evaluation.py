@@ -33,6 +33,9 @@ def evaluate(
     ] = None,
     calibrate_on: Annotated[str | None, typer.Option(help="A dataset to calibrate confidences on.")] = None,
     constrained: Annotated[bool, typer.Option("--constrained", help="Also answer under the task's grammar.")] = False,
+    swap_names: Annotated[
+        bool, typer.Option("--swap-names", help="Also answer with copied names replaced by unseen ones.")
+    ] = False,
     project: ProjectOption = None,
     sets: Sets = None,
     dry_run: DryRun = False,
@@ -52,6 +55,7 @@ def evaluate(
     spec.eval.baseline = baseline or spec.eval.baseline
     spec.eval.calibrate_on = calibrate_on or spec.eval.calibrate_on
     spec.eval.constrained = constrained or spec.eval.constrained
+    spec.eval.swap_names = swap_names or spec.eval.swap_names
     conditions = parse_gate(spec.eval.gate) if spec.eval.gate else []
     loaded = verbs.load_model(spec, spec.eval.model)
     if dry_run:
@@ -67,6 +71,13 @@ def evaluate(
     report = verbs.evaluate(spec, observer=screen).to_dict()
     screen.stop()
     _show_metrics(screen, report, loaded.label)
+    for name, details in report["details"].items():
+        if swapped := details.get("swapped"):
+            before, after = swapped["before"]["exact_match"], swapped["after"]["exact_match"]
+            screen.say(
+                f"{name}: names swapped for unseen ones in {swapped['n']:,} rows: "
+                f"exact match {_interval(before)} before, {_interval(after)} after"
+            )
     instruction = loaded.version.instruction if loaded.version else None
     screen.worst(report, loaded.label, worst=spec.eval.worst, instruction=instruction)
     folder = Path(spec.home) / "runs" / report["record"]["run"]

@@ -81,6 +81,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         ]
         for c in details["confusions"][:20]:
             lines.append(_line(c["attribute"], _said(c["gold"]), _said(c["predicted"]), c["n"]))
+    swapped = {label: d["swapped"] for label, d in report["details"].items() if d.get("swapped")}
+    if swapped:
+        lines += ["", "## Names nobody has seen", "", "The same rows before and after their copied names were swapped."]
+        lines += ["", _line("metric", *(f"{label} {when}" for label in swapped for when in ("before", "after")))]
+        lines.append(_line(*["---"] * (1 + 2 * len(swapped))))
+        for name in swapped[last]["before"]:
+            lines.append(_line(name, *(_cell(s[when][name]) for s in swapped.values() for when in ("before", "after"))))
+        lines += ["", f"n = {swapped[last]['n']:,} rows"]
     trust = details.get("confidence") or {}
     if trust:
         lines += ["", f"## Confidence ({last})", ""]

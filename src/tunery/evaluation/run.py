@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tunery.data.template import Template
 from tunery.engine.vllm import Adapter, generate
 from tunery.errors import ConfigError, DataError, EngineError
 from tunery.evaluation.details import Confidences, certainty, confusions, slices, span_scores
+from tunery.evaluation.robustness import with_unseen_names
 from tunery.tasks import DEFINITIONS, Profile, Scores, Task
 from tunery.tasks.confidence import Token, row_confidence, slot_confidences, tokens_of
 from tunery.tasks.score import score
@@ -49,7 +50,8 @@ def evaluate(
 
     One engine serves all models. A row without an answer counts as wrong and keeps its error in the samples.
     `profile` is what the training rows taught; `instruction`, the text that all rows begin with; the rows of
-    `calibration` are answered too, and teach how far a confidence can be trusted.
+    `calibration` are answered too, and teach how far a confidence can be trusted; with `spec.swap_names`, the rows are
+    answered once more with copied names replaced by unseen ones, which `details[label]["swapped"]` reports.
     Raises DataError for rows without gold, EngineError when no row was answered, ConfigError for `constrained`
     without a profile or grammar.
     """
@@ -61,7 +63,8 @@ def evaluate(
             raise ConfigError(f"no grammar to constrain answers with: {why}", hint="evaluate without --constrained")
     examples = labelled(data)
     judged = labelled(calibration) if calibration else []
-    everything = [*examples, *judged]
+    swapped = _swapped(spec, task, examples, profile, instruction)
+    everything = [*examples, *judged, *swapped.values()]
     prompts = template.prompts(everything)
     limit = spec.sampling.max_tokens or answer_budget([e.target or "" for e in everything], template)
     columns: dict[str, tuple[Adapter | None, bool]] = {}
@@ -105,16 +108,62 @@ def evaluate(
         label: [answered(completions.get(f"{label}/{i}"), template, pieces) for i in range(len(prompts))]
         for label in columns
     }
-    n = len(examples)
-    return analyse(
+    n, m = len(examples), len(examples) + len(judged)
+    report = analyse(
         task,
         examples,
         {label: found[:n] for label, found in answers.items()},
         profile=profile,
         instruction=instruction,
         slice_columns=spec.slices,
-        judged=(judged, {label: found[n:] for label, found in answers.items()}),
+        judged=(judged, {label: found[n:m] for label, found in answers.items()}),
     )
+    if not swapped:
+        return report
+    details = {
+        label: {**report.details[label], "swapped": swapped_metrics(task, examples, found[:n], swapped, found[m:])}
+        for label, found in answers.items()
+    }
+    return replace(report, details=details)
+
+
+def _swapped(
+    spec: EvalSpec, task: Task, examples: Sequence[Example], profile: Profile | None, instruction: str | None
+) -> dict[int, Example]:
+    if not spec.swap_names:
+        return {}
+    found = with_unseen_names(task, examples, profile, instruction) if profile else {}
+    if not found:
+        raise ConfigError(
+            "swap_names: no row has a copied name that can be swapped"
+            if profile
+            else "swap_names: the version was trained before Tunery kept what its rows teach",
+            hint="evaluate without it",
+        )
+    return found
+
+
+def swapped_metrics(
+    task: Task,
+    examples: Sequence[Example],
+    said: Sequence[Answered],
+    swapped: Mapping[int, Example],
+    said_swapped: Sequence[Answered],
+) -> dict[str, Any]:
+    """Metrics of the rows that have swapped names: "before", as they were, and "after"; and the swapped rows."""
+    before = score(task, [(said[i].text, examples[i].target or "") for i in swapped])
+    pairs = [(a.text, e.target or "") for a, e in zip(said_swapped, swapped.values(), strict=True)]
+    after = score(task, pairs)
+    names = ("exact_match", "canonical_match", "slot_f1", "slot_f1_macro")
+    return {
+        "n": len(swapped),
+        "before": {k: before.metrics[k] for k in names},
+        "after": {k: after.metrics[k] for k in names},
+        "rows": [
+            {"id": e.id, "input": e.text, "gold": gold, "text": text, "canonical": bool(row.canonical)}
+            for e, (text, gold), row in zip(swapped.values(), pairs, after.rows, strict=True)
+        ],
+    }
 
 
 def analyse(
