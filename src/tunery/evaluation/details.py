@@ -73,14 +73,20 @@ def slices(
     functions = [[v for p, v in s.slots if p == "function"] if s else [] for s in structures]
     if any(functions):
         found["function"] = [" + ".join(f) or "(none)" for f in functions]
+    check_columns(examples, columns)
     for column in columns:
-        if not any(column in e.meta for e in examples):
-            known = sorted({key for e in examples for key in e.meta} - {"row"})
+        found[column] = [str(e.meta.get(column, "(none)")) for e in examples]
+    return {name: _common(values) for name, values in found.items() if len(set(values)) > 1}
+
+
+def check_columns(examples: Sequence[Example], columns: Sequence[str]) -> None:
+    """Raises ConfigError for a column that no row has."""
+    known = sorted({key for e in examples for key in e.meta} - {"row"})
+    for column in columns:
+        if column not in known:
             raise ConfigError(
                 f'no column "{column}" to slice by', hint=f"the rows have: {', '.join(known) or 'no further columns'}"
             )
-        found[column] = [str(e.meta.get(column, "(none)")) for e in examples]
-    return {name: _common(values) for name, values in found.items() if len(set(values)) > 1}
 
 
 def _common(values: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from tunery.config import EvalSpec
 from tunery.data.template import Template
 from tunery.engine.vllm import Adapter, generate
 from tunery.errors import ConfigError, DataError, EngineError
-from tunery.evaluation.details import Confidences, certainty, confusions, slices, span_scores
+from tunery.evaluation.details import Confidences, certainty, check_columns, confusions, slices, span_scores
 from tunery.evaluation.robustness import with_unseen_names
 from tunery.tasks import DEFINITIONS, Profile, Scores, Task
 from tunery.tasks.confidence import Token, row_confidence, slot_confidences, tokens_of
@@ -52,8 +52,8 @@ def evaluate(
     `profile` is what the training rows taught; `instruction`, the text that all rows begin with; the rows of
     `calibration` are answered too, and teach how far a confidence can be trusted; with `spec.swap_names`, the rows are
     answered once more with copied names replaced by unseen ones, which `details[label]["swapped"]` reports.
-    Raises DataError for rows without gold, EngineError when no row was answered, ConfigError for `constrained`
-    without a profile or grammar.
+    Raises DataError for rows without gold, EngineError when no row was answered, ConfigError for a slice column that
+    the rows lack and for `constrained` or `swap_names` where there is no profile, grammar or name.
     """
     grammar = None
     if spec.constrained:
@@ -62,6 +62,7 @@ def evaluate(
             why = "the task has none" if profile else "the version was trained before Tunery kept what its rows teach"
             raise ConfigError(f"no grammar to constrain answers with: {why}", hint="evaluate without --constrained")
     examples = labelled(data)
+    check_columns(examples, spec.slices)
     judged = labelled(calibration) if calibration else []
     swapped = _swapped(spec, task, examples, profile, instruction)
     everything = [*examples, *judged, *swapped.values()]

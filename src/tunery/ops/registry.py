@@ -27,12 +27,17 @@ from tunery.types import ModelVersion
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def register(home: Path, name: str, plan: Plan, trained: Trained, *, run_id: str) -> ModelVersion:
-    """Add a trained adapter as the next version of `name`."""
+def learn_profile(plan: Plan) -> Profile:
+    """What the training rows of `plan` teach, their common instruction left out."""
+    _, instruction = common_turns(plan.train.examples)
+    before = f"{instruction}\n" if instruction else ""
+    return learn(plan.task, [(e.text.removeprefix(before), e.target or "") for e in plan.examples])
+
+
+def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Profile, run_id: str) -> ModelVersion:
+    """Add a trained adapter, and the `profile` of the rows it was trained on, as the next version of `name`."""
     shelf = home / "models" / name
     system, instruction = common_turns(plan.train.examples)
-    before = f"{instruction}\n" if instruction else ""
-    profile = learn(plan.task, [(e.text.removeprefix(before), e.target or "") for e in plan.examples])
     part = shelf / f".part-{secrets.token_hex(4)}"
     part.mkdir(parents=True)
     try:

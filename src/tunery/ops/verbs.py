@@ -85,6 +85,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     plan = prepare(placed_train(project))
     resolved = project.model_copy(update={"train": plan.spec})
     observer({"event": "plan", **plan.describe(), "notes": plan.notes})
+    profile = registry.learn_profile(plan)  # before the training: a task of the user's own may fail here
     earlier = _resumable(home, resume, resolved) if resume else None
     context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
     with context as run:
@@ -98,7 +99,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
         with FolderLock(output), _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the workers"})
             trained = run_training(plan, output, resume=earlier is not None, on_event=heard)
-        version = registry.register(home, project.model, plan, trained, run_id=run.id)
+        version = registry.register(home, project.model, plan, trained, profile=profile, run_id=run.id)
         run.result(version=version.ref, adapter=str(version.adapter), output=str(output), **trained.results)
     return runs.get(home, run.id)
 
@@ -182,14 +183,20 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     name = spec.dataset or project.train.eval_dataset
     if not name:
         raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
-    if spec.calibrate_on == name:
-        raise ConfigError(
-            f'eval.calibrate_on is "{name}", which is evaluated on: every confidence would look right',
-            hint="calibrate on another split, usually validation",
-        )
     folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
     data = load(name, folder, max_samples=spec.max_samples)
     calibration = load(spec.calibrate_on, folder, max_samples=spec.max_samples) if spec.calibrate_on else None
+    if calibration and calibration.fingerprint == data.fingerprint:
+        raise ConfigError(
+            f'eval.calibrate_on: "{spec.calibrate_on}" holds the rows that are evaluated on: '
+            "every confidence would look right",
+            hint="calibrate on another split, usually validation",
+        )
+    if calibration and calibration.fingerprint == version.dataset_fingerprint:
+        text = (
+            f"confidences are calibrated on {calibration.name}, which the model was trained on: they will be too high"
+        )
+        observer({"event": "note", "text": text})
     profile = registry.profile_of(version)
     if profile and profile.task != task.name:
         profile = None

@@ -54,7 +54,10 @@ class JsonTask(Task):
                 values.append(_DECODER.decode(output.strip()))
             except (ValueError, RecursionError):
                 continue
-        return {"schema": infer_schema(values)} if values else {}
+        try:
+            return {"schema": infer_schema(values)} if values else {}
+        except RecursionError:  # nested deeper than any grammar could follow
+            return {}
 
     def grammar(self, profile: Profile) -> dict[str, Any] | None:
         """The schema, closed sets of strings as enums."""
