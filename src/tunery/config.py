@@ -105,7 +105,7 @@ class TrainSpec(Spec):
 
 # For the bundled base (see bench/RESULTS.md). Others get what is usual for large ones.
 BUNDLED_DEFAULTS: Mapping[str, Any] = {
-    "lora_rank": 32, "learning_rate": 2e-3, "per_device_train_batch_size": 8, "num_train_epochs": 5.0,
+    "lora_rank": 64, "learning_rate": 1.5e-3, "per_device_train_batch_size": 8, "num_train_epochs": 5.0,
     "adam_beta2": 0.99, "template": "chatml", "cutoff_len": 2048, "gradient_checkpointing": False,
 }  # fmt: skip
 GENERAL_DEFAULTS: Mapping[str, Any] = {
