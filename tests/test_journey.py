@@ -135,8 +135,15 @@ def test_evaluation_under_the_grammar_with_confidences_and_a_gate(project, train
     assert {"git", "packages", "seeds", "settings", "template", "base", "calibration"} <= set(record)
     found = tunery.compare("shop@1:base", "shop@1", project=project)
     assert (found.a, found.b, found.n) == ("base", "shop@1", 4)
+    again = project.model_copy(deep=True)
+    again.eval.gate, again.eval.baseline, again.eval.dataset = "slot_f1>=baseline", "shop@1", "shop-train"
+    with pytest.raises(ConfigError, match="was evaluated on shop-test"):
+        tunery.evaluate(again)
+    again.eval.baseline, again.eval.compare_base = None, False
+    with pytest.raises(ConfigError, match="no baseline"):
+        tunery.evaluate(again)
     spec.eval.calibrate_on = "shop-test"
-    with pytest.raises(ConfigError, match="evaluated on"):
+    with pytest.raises(ConfigError, match="are evaluated on"):
         tunery.evaluate(spec)
 
 

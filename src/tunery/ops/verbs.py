@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from tunery.batching import BatchResult
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
-    from tunery.evaluation import Comparison, Verdict
-    from tunery.evaluation.gate import Condition
+    from tunery.evaluation import Comparison
     from tunery.serving import Service
     from tunery.tasks import Profile
 
@@ -167,9 +166,8 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     Writes report.json, report.md and report.html into the run folder, whose id and path the observer hears. With
     `eval.gate`, the report's record holds "gate", a verdict a condition; it is the caller's to act on.
     """
-    from tunery.data import load
+    from tunery.evaluation import check_gate, parse_gate, write_report
     from tunery.evaluation import evaluate as run_evaluation
-    from tunery.evaluation import parse_gate, write_report
     from tunery.tasks import task_by_name
 
     project = as_project(project)
@@ -178,25 +176,9 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     loaded = load_model(project, spec.model)
     assert loaded.version is not None
     version = loaded.version
-    baseline = _baseline(project, version.ref) if any(c.baseline for c in conditions) else None
     task = task_by_name(spec.task or version.task)
-    name = spec.dataset or project.train.eval_dataset
-    if not name:
-        raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
-    folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
-    data = load(name, folder, max_samples=spec.max_samples)
-    calibration = load(spec.calibrate_on, folder, max_samples=spec.max_samples) if spec.calibrate_on else None
-    if calibration and calibration.fingerprint == data.fingerprint:
-        raise ConfigError(
-            f'eval.calibrate_on: "{spec.calibrate_on}" holds the rows that are evaluated on: '
-            "every confidence would look right",
-            hint="calibrate on another split, usually validation",
-        )
-    if calibration and calibration.fingerprint == version.dataset_fingerprint:
-        text = (
-            f"confidences are calibrated on {calibration.name}, which the model was trained on: they will be too high"
-        )
-        observer({"event": "note", "text": text})
+    data, calibration = _rows_of(project, version, observer)
+    baseline = _baseline(project, data) if any(c.baseline for c in conditions) else None
     profile = registry.profile_of(version)
     if profile and profile.task != task.name:
         profile = None
@@ -220,14 +202,14 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
                 on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
             )
         record = _record(run, project, loaded, data, calibration, profile)
-        report = replace(report, record=record)
         if conditions:
-            verdicts = _judge(conditions, report, version.ref, baseline)
-            report = replace(report, record={**record, "gate": [asdict(v) for v in verdicts]})
+            verdicts = check_gate(conditions, report.metrics[loaded.label], baseline or report.metrics.get("base"))
+            record["gate"] = [asdict(v) for v in verdicts]
+        report = replace(report, record=record)
         paths = write_report(report, run.path)
         scores = {label: {k: m.value for k, m in found.items()} for label, found in report.metrics.items()}
         run.result(
-            model=loaded.label, dataset=name, n=report.n, scores=scores,
+            model=loaded.label, dataset=data.name, n=report.n, scores=scores,
             report=str(paths["json"]), page=str(paths["html"]),
         )  # fmt: skip
     return report
@@ -267,20 +249,49 @@ def _record(
     }
 
 
-def _judge(
-    conditions: Sequence[Condition], report: Report, label: str, baseline: Mapping[str, Any] | None
-) -> list[Verdict]:
-    from tunery.evaluation import check_gate
+def _rows_of(project: Project, version: ModelVersion, observer: Observer) -> tuple[Dataset, Dataset | None]:
+    """The rows to evaluate on, and those to calibrate confidences on."""
+    from tunery.data import load
 
-    return check_gate(conditions, report.metrics[label], baseline or report.metrics.get("base"))
+    spec = project.eval
+    name = spec.dataset or project.train.eval_dataset
+    if not name:
+        raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
+    folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
+    data = load(name, folder, max_samples=spec.max_samples)
+    if not spec.calibrate_on:
+        return data, None
+    calibration = load(spec.calibrate_on, folder, max_samples=spec.max_samples)
+    if calibration.fingerprint == data.fingerprint:
+        raise ConfigError(
+            f'eval.calibrate_on: "{spec.calibrate_on}" holds the rows that are evaluated on: '
+            "every confidence would look right",
+            hint="calibrate on another split, usually validation",
+        )
+    if calibration.fingerprint == version.dataset_fingerprint:
+        text = f"{calibration.name} is what the model was trained on: confidences calibrated on it are too high"
+        observer({"event": "note", "text": text})
+    return data, calibration
 
 
-def _baseline(project: Project, ref: str) -> Mapping[str, Any] | None:
-    """The metrics of `eval.baseline`; None when it is not set, and the untuned base is the baseline."""
+def _baseline(project: Project, data: Dataset) -> Mapping[str, Any] | None:
+    """The metrics of `eval.baseline`; None when it is not set, and the untuned base is the baseline.
+
+    Raises ConfigError when there is neither, or when the baseline was evaluated on other rows.
+    """
     wanted = project.eval.baseline
     if not wanted:
+        if not project.eval.compare_base:
+            raise ConfigError("the gate has no baseline", hint="name an earlier evaluation or version with --baseline")
         return None
     report, label = find_report(project, wanted)
+    theirs = report["record"].get("dataset") or {}
+    if theirs.get("fingerprint") != data.fingerprint:
+        raise ConfigError(
+            f'the baseline "{wanted}" was evaluated on {theirs.get("name", "other rows")}, '
+            f"not on these rows of {data.name}",
+            hint=f"evaluate it first: tunery eval {label} --set dataset={data.name}",
+        )
     return report["metrics"][label]
 
 
