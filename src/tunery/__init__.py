@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunery.doctor import examine
     from tunery.errors import TuneryError
     from tunery.ops.quickstart import quickstart
-    from tunery.ops.verbs import batch, evaluate, serve, train
+    from tunery.ops.verbs import batch, compare, evaluate, serve, train
 
 _HOMES = {
     "Project": "tunery.config",
@@ -25,6 +25,7 @@ _HOMES = {
     "TuneryError": "tunery.errors",
     "batch": "tunery.ops.verbs",
     "check": "tunery.data",
+    "compare": "tunery.ops.verbs",
     "evaluate": "tunery.ops.verbs",
     "examine": "tunery.doctor",
     "import_dataset": "tunery.data",

@@ -55,6 +55,7 @@ class TrainSpec(Spec):
     max_samples: int | None = Field(default=None, ge=1)
     train_on_prompt: bool = False
     entity_swap: float = Field(default=0.0, ge=0, le=1)
+    task: str | None = None  # "function", "json", "label", "text" or "module:Class"; None: inferred from the rows
     packing: Literal["auto", "shared_prefix", "none"] = "auto"
     # output
     output_dir: str | None = None
@@ -150,6 +151,14 @@ class EvalSpec(Spec):
     max_samples: int | None = Field(default=None, ge=1)
     compare_base: bool = True
     worst: int = Field(default=5, ge=0)
+    task: str | None = None  # None: the version's own
+    constrained: bool = False  # answer a second time under the task's grammar
+    swap_names: bool = False  # answer once more with copied names that no training row has
+    confidence: bool = True
+    calibrate_on: str | None = None  # a dataset, other than the one evaluated on, to calibrate confidences with
+    slices: list[str] = Field(default_factory=list)  # further columns of the rows to slice by
+    gate: str | None = None
+    baseline: str | None = None  # a version, run or report.json for the gate; None: the untuned base
     sampling: Sampling = Field(default_factory=Sampling)
     engine: EngineSpec = Field(default_factory=EngineSpec)
 
