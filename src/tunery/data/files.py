@@ -12,6 +12,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -324,6 +325,14 @@ def saved_files(folder: storage.AnyPath) -> list[str]:
     if not names:
         raise DataError("names no data files", where=storage.shown(path), hint="save the dataset again")
     return [storage.join(folder, name) for name in names]
+
+
+def reasons(faults: Iterable[DataError]) -> dict[str, int]:
+    """How many faults there are of each kind, most frequent first; numbers and quoted text do not tell kinds apart."""
+    return dict(Counter(_DETAIL.sub("…", fault.message) for fault in faults).most_common())
+
+
+_DETAIL = re.compile(r"\"[^\"]*\"|'[^']*'|(?<![\w…])\d[\d,]*|0x[0-9a-f]+")
 
 
 def json_type(value: Any) -> str:
