@@ -1,12 +1,15 @@
 """What outputs mean: parsing, canonical forms, scores."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery.errors import ConfigError
-from tunery.tasks import infer_task, score_rows, task_by_name
+from tunery.tasks import Task, infer_task, learn, score_rows, task_by_name
 from tunery.tasks.functions import Call, parse_calls, render_calls
+from tunery.tasks.score import score
 
 FUNCTION = task_by_name("function")
 
@@ -69,6 +72,8 @@ def test_json_slots_are_leaves_and_key_order_does_not_count():
     task = task_by_name("json")
     one, two = task.parse('{"a": [1, 2], "b": {"c": null}}'), task.parse('{"b":{"c":null},"a":[1,2]}')
     assert one and two and one.canonical == two.canonical
+    turned = task.parse('{"a": [2, 1], "b": {"c": null}}')
+    assert turned and turned.canonical == one.canonical
     assert one.slots == (("a[]", "1"), ("a[]", "2"), ("b.c", "null"))
     assert task.parse("3") is None
     assert task.parse("{") is None
@@ -104,3 +109,122 @@ def test_no_rows_is_unscored_and_not_a_perfect_score():
     metrics, rows = score_rows(FUNCTION, [])
     assert rows == []
     assert all(m.value is None and m.n == 0 for m in metrics.values())
+
+
+@given(st.text(alphabet='{}[]":, a1\\\\nul', max_size=40), st.text(alphabet="af([]), `", max_size=40))
+def test_any_text_is_read_tolerantly_or_refused(json_like, function_like):
+    for task, text in (
+        (task_by_name("json"), json_like),
+        (FUNCTION, function_like),
+        (task_by_name("label"), json_like),
+    ):
+        strict = task.parse(text)
+        tolerant = task.parse_tolerant(text)
+        assert strict is None or tolerant == strict
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), json_values, max_size=4))
+def test_canonical_json_is_json_of_the_same_meaning_and_idempotent(value):
+    task = task_by_name("json")
+    structure = task.parse(json.dumps(value))
+    assert structure is not None
+    again = task.parse(structure.canonical)
+    assert again is not None
+    assert again.canonical == structure.canonical
+    assert sorted(again.slots) == sorted(structure.slots)
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=4).map(",".join))
+def test_canonical_labels_and_text_are_idempotent(text):
+    for name in ("label", "text"):
+        task = task_by_name(name)
+        structure = task.parse(text)
+        if structure is not None:
+            again = task.parse(structure.canonical)
+            assert again is not None
+            assert again.canonical == structure.canonical
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "canonical"),
+    [
+        ("function", "Sure! ```\ninform(name[X])\n``` Done.", "inform(name[X])"),
+        ("function", "inform(name[X], year[2012", "inform(name[X], year[2012])"),
+        ("function", "inform(name[X], ye", "inform(name[X], ye[])"),
+        ("function", "The function is: f(a[1])", "f(a[1])"),
+        ("json", 'Here: ```json\n{"a": 1,}\n```', '{"a":1}'),
+        ("json", '{"a": [1, 2', '{"a":[1,2]}'),
+        ("json", '{"a": "x", "b": "unfin', '{"a":"x","b":"unfin"}'),
+        ("json", 'It is {"a": 1}, as you said.', '{"a":1}'),
+        ("label", "```\nred\n```", "red"),
+    ],
+)
+def test_what_a_person_could_still_read_is_read_tolerantly_only(name, text, canonical):
+    task = task_by_name(name)
+    tolerant = task.parse_tolerant(text)
+    assert tolerant is not None
+    assert tolerant.canonical == canonical
+    if name != "label":
+        assert task.parse(text) is None
+
+
+def test_json_that_means_two_things_or_nothing_is_refused():
+    task = task_by_name("json")
+    for text in ('{"a": 1, "a": 2}', '{"a": NaN}', "[" * 100_000, '"text"', ""):
+        assert task.parse(text) is None
+
+
+def test_a_task_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from tunery.tasks import Structure, Task\n"
+        "class Pairs(Task):\n"
+        "    def parse(self, text):\n"
+        "        pairs = [p.partition('=') for p in text.split(';')]\n"
+        "        if not all(eq for _, eq, _ in pairs):\n"
+        "            return None\n"
+        "        return Structure(';'.join(sorted(text.split(';'))), tuple((k, v) for k, _, v in pairs))\n"
+        "class Other: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    task = task_by_name("mine:Pairs")
+    assert isinstance(task, Task)
+    assert task.name == "mine:Pairs"
+    metrics, _ = score_rows(task, [("b=2;a=1", "a=1;b=2"), ("b", "b=2")])
+    assert metrics["canonical_match"].value == 0.5
+    assert metrics["function_accuracy"].value is None
+    for wrong in ("mine:Nothing", "nowhere:Class", "mine:Other"):
+        with pytest.raises(ConfigError, match="task"):
+            task_by_name(wrong)
+
+
+def test_metrics_of_attributes_and_of_grounding():
+    rows = [("the red bike", "f(colour[red], new[yes])"), ("a blue bike", "f(colour[blue], new[no])")] * 30
+    profile = learn(FUNCTION, [(f"{text} {i}", gold + f", g(no[{i}])") for i, (text, gold) in enumerate(rows)])
+    assert profile.attributes["colour"].expected == "verbatim"
+    pairs = [
+        ("f(new[yes], colour[red])", "f(colour[red], new[yes])"),  # another order
+        ("g(colour[green], new[perhaps])", "f(colour[red], new[yes])"),  # all wrong: two values made up
+        ("f(colour[red])", "f(colour[red], new[yes])"),  # an attribute missing
+    ]
+    scores = score(FUNCTION, pairs, texts=["the red bike"] * 3, profile=profile)
+    found = {name: metric.value for name, metric in scores.metrics.items()}
+    assert found["function_accuracy"] == pytest.approx(2 / 3)
+    assert found["attribute_set"] == pytest.approx(2 / 3)
+    assert found["attribute_order"] == pytest.approx(1 / 3)
+    assert found["slot_precision"] == pytest.approx(5 / 8)
+    assert found["slot_recall"] == pytest.approx(5 / 9)
+    assert found["slot_f1_macro"] == pytest.approx((2 / 3 + 2 * 1 / (2 + 3) + 2 / 3) / 3)
+    assert found["grounding_rate"] == pytest.approx(2 / 3)
+    assert found["hallucination_closed"] == found["hallucination_rate"] == pytest.approx(2 / 8)  # green and perhaps
+    assert found["hallucination_copied"] is None  # no value of such an attribute was predicted
+    assert scores.attributes["new"]["gold"] == 3
+    assert scores.confusions()["colour", "red", "green"] == 1
+    assert scores.confusions()["new", "yes", None] == 1
+    assert [v.flag for v in scores.values[1]] == [None, "outside", "outside"]

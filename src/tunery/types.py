@@ -46,7 +46,10 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer of the engine. `error` is set, and `text` empty, when there is none."""
+    """One answer of the engine. `error` is set, and `text` empty, when there is none.
+
+    `token_ids` and `logprobs` (natural, one a token) are None unless they were asked for.
+    """
 
     example_id: str
     text: str
@@ -54,6 +57,8 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None
+    token_ids: Sequence[int] | None = None
+    logprobs: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,19 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an evaluation found: metrics per model (column) and the rows behind them."""
+    """What an evaluation found: metrics per model (column), what lies behind them, and the rows themselves.
+
+    `details` holds per model: attributes, confusions, slices, spans, confidence, errors. `record` says what was
+    evaluated and with what: versions, dataset, git, packages, seeds, settings.
+    """
 
     task: str
     n: int
     metrics: Mapping[str, Mapping[str, Metric]]  # model label -> metric name -> score
     definitions: Mapping[str, str]
-    samples: Sequence[Mapping[str, Any]]  # {"id", "input", "gold", <label>: {"text", "exact", "canonical"}}
+    samples: Sequence[Mapping[str, Any]]  # {"id", "input", "gold", "slices", "answers": {label: {"text", ...}}}
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

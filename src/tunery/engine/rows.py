@@ -20,7 +20,8 @@ OUTPUT = "completion"  # a struct column, so that it collides with no column of 
 class EngineRows:
     """An actor of Ray Data's pool. It runs many batches at once, so the engine stays full across their ends.
 
-    In: a table with `prompt_token_ids`, and optionally `model` (an adapter's name or null) and `max_tokens`.
+    In: a table with `prompt_token_ids`, and optionally `model` (an adapter's name or null), `max_tokens` and
+    `constrained` (false: the sampling's structured_outputs are not for this row).
     Out: the table without `prompt_token_ids` and with the struct column `completion`. What goes wrong with a
     row is that row's `completion.error`; raises EngineError when the engine itself fails.
     """
@@ -58,11 +59,14 @@ class EngineRows:
         prompts = table["prompt_token_ids"].to_pylist()
         models = table["model"].to_pylist() if "model" in table.column_names else absent
         limits = table["max_tokens"].to_pylist() if "max_tokens" in table.column_names else absent
-        answers = await asyncio.gather(*map(self._answer, prompts, models, limits))
+        free = [c is False for c in table["constrained"].to_pylist()] if "constrained" in table.column_names else absent
+        answers = await asyncio.gather(*map(self._answer, prompts, models, limits, free))
         column = pa.array(answers, type=completion_type())
         yield table.drop_columns(["prompt_token_ids"]).append_column(OUTPUT, column)
 
-    async def _answer(self, prompt: list[int], model: str | None, max_tokens: int | None) -> dict[str, Any]:
+    async def _answer(
+        self, prompt: list[int], model: str | None, max_tokens: int | None, free: bool | None
+    ) -> dict[str, Any]:
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -72,7 +76,7 @@ class EngineRows:
                 raise ValueError(f"no adapter is named {model!r}")
             lora = self._adapters[model] if model is not None else None
             tokens = TokensPrompt(prompt_token_ids=prompt)
-            params, request_id = self._params(max_tokens), str(next(self._ids))
+            params, request_id = self._params(max_tokens, bool(free)), str(next(self._ids))
             async for output in self._engine.generate(tokens, params, request_id, lora_request=lora):
                 if output.finished:
                     (final,) = output.outputs
@@ -81,19 +85,25 @@ class EngineRows:
                         "finish_reason": final.finish_reason,
                         "completion_tokens": len(final.token_ids),
                     }
+                    if final.logprobs is not None:
+                        ids = list(final.token_ids)
+                        answer["token_ids"] = ids
+                        answer["logprobs"] = [p[t].logprob for t, p in zip(ids, final.logprobs, strict=True)]
         except EngineDeadError as error:
             raise EngineError("the inference engine has died") from error
         except Exception as error:
             answer["error"] = _reason(error)
         return answer
 
-    def _params(self, max_tokens: int | None) -> Any:
+    def _params(self, max_tokens: int | None, free: bool) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         sampling = dict(self._sampling)
         if max_tokens is not None:
             sampling["max_tokens"] = max_tokens
+        if free:
+            sampling.pop("structured_outputs", None)
         if isinstance(structured := sampling.get("structured_outputs"), Mapping):
             sampling["structured_outputs"] = StructuredOutputsParams(**structured)
         return SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -117,5 +127,7 @@ def completion_type() -> pa.StructType:
             "prompt_tokens": pa.int64(),
             "completion_tokens": pa.int64(),
             "error": pa.string(),
+            "token_ids": pa.list_(pa.int64()),
+            "logprobs": pa.list_(pa.float64()),
         }
     )

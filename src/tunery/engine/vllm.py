@@ -230,9 +230,10 @@ def generate_dataset(
     """Answer every row of a dataset, lazily.
 
     Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or
-    null) and `max_tokens`; keeps every column but `prompt_token_ids`; adds the struct column `completion`
-    (text, finish_reason, prompt_tokens, completion_tokens, error). `sampling` has the words of vLLM's
-    SamplingParams.
+    null), `max_tokens` and `constrained` (false: without the sampling's structured_outputs); keeps every column but
+    `prompt_token_ids`; adds the struct column `completion` (text, finish_reason, prompt_tokens, completion_tokens,
+    error, token_ids and logprobs). `sampling` has the words of vLLM's SamplingParams; with `logprobs: 0` in it,
+    answers bring the log-probabilities of their own tokens.
     """
     import ray.data
 
@@ -277,7 +278,8 @@ def generate(
 ) -> Iterator[Completion]:
     """Answer requests through Ray Data and yield each answer once it is there, in no particular order.
 
-    A request is {"id": str, "prompt_token_ids": list[int], "model": adapter name or None, "max_tokens": int}.
+    A request is {"id": str, "prompt_token_ids": list[int], "model": adapter name or None, "max_tokens": int,
+    "constrained": bool}, the last two as they are needed.
     A row that fails is a Completion with `error`; raises EngineError when the engine does not start or dies.
     """
     import ray.data

@@ -1,105 +1,57 @@
-"""The Task seam and the three tasks that are built in."""
+"""The Task seam: what an output means, in every stage."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunery.errors import ConfigError
-from tunery.tasks.functions import parse_calls, render_calls
+if TYPE_CHECKING:
+    from tunery.tasks.profile import Profile
+
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Structure:
-    """A parsed output: its canonical text, and its slots as (path, value) pairs, duplicates kept."""
+class Structure(NamedTuple):
+    """A parsed output: its canonical text, and its slots as (path, value) pairs, duplicates kept, as written.
+
+    `canonical` is itself an output of the same meaning: parsing it gives it again.
+    """
 
     canonical: str
     slots: tuple[tuple[str, str], ...]
 
 
-class Task(Protocol):
-    """Parses an output text. `None` from `parse` means: not of this task's form."""
+class Task:
+    """What an output means. A task of one's own sets `name` and defines `parse`; the rest has defaults.
 
-    name: str
-
-    def parse(self, text: str) -> Structure | None: ...
-
-
-class FunctionTask:
-    """`inform(name[X], genres[a, b])`, one call or several joined by commas.
-
-    Canonical: attributes sorted by name, list values sorted, spacing normalised. A slot is
-    (`function.attribute`, value); an attribute without value has the value "". The function itself is the slot
-    ("function", name).
+    It is named by its import path, "module:Class", wherever the built-in ones are named "function" or "json".
     """
 
-    name = "function"
+    name: str = ""
 
     def parse(self, text: str) -> Structure | None:
-        calls = parse_calls(text)
-        if calls is None:
-            return None
-        slots: list[tuple[str, str]] = []
-        for call in calls:
-            slots.append(("function", call.name))
-            for attribute, values in call.attributes:
-                slots.extend((f"{call.name}.{attribute}", v) for v in values or ("",))
-        return Structure(render_calls(calls, canonical=True), tuple(slots))
+        """The meaning of an output; None when it is not, from end to end, of this task's form."""
+        raise NotImplementedError
+
+    def parse_tolerant(self, text: str) -> Structure | None:
+        """As `parse`, forgiving what a person would: here, a code fence around the output."""
+        return self.parse(text) or self.parse(unfenced(text))
+
+    def attribute(self, path: str) -> str:
+        """What the slots of `path` are counted under: the path, unless a task pools several."""
+        return path
+
+    def form(self, outputs: Iterable[str]) -> dict[str, Any]:
+        """What this task's grammar has to know of training outputs beyond their attributes, as JSON values."""
+        return {}
+
+    def grammar(self, profile: Profile) -> dict[str, Any] | None:
+        """vLLM's `structured_outputs` for outputs like those of the training rows; None: nothing to constrain."""
+        return None
 
 
-class JsonTask:
-    """A JSON object or array. Canonical: sorted keys, no spaces. Slots are the leaves by their path."""
-
-    name = "json"
-
-    def parse(self, text: str) -> Structure | None:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(value, dict | list):
-            return None
-        canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return Structure(canonical, tuple(_leaves(value, "")))
-
-
-class TextTask:
-    """Free text or a label: canonical is the text with spaces folded, and there is one slot."""
-
-    name = "text"
-
-    def parse(self, text: str) -> Structure | None:
-        folded = " ".join(text.split())
-        return Structure(folded, (("text", folded),)) if folded else None
-
-
-TASKS: dict[str, type[Task]] = {"function": FunctionTask, "json": JsonTask, "text": TextTask}
-
-
-def task_by_name(name: str) -> Task:
-    """Raises ConfigError for a name that is not built in."""
-    if name not in TASKS:
-        raise ConfigError(f'unknown task "{name}"', hint=f"one of: {', '.join(TASKS)}")
-    return TASKS[name]()
-
-
-def infer_task(targets: Sequence[str], share: float = 0.9) -> Task:
-    """The first task that parses at least `share` of the targets; free text when none does."""
-    sample = targets[:: max(1, len(targets) // 500)]
-    for task in (FunctionTask(), JsonTask()):
-        if sample and sum(task.parse(t) is not None for t in sample) >= share * len(sample):
-            return task
-    return TextTask()
-
-
-def _leaves(value: Any, path: str) -> Iterable[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner, f"{path}[]")
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
+def unfenced(text: str) -> str:
+    """The inside of the first code fence, or the text itself."""
+    fence = _FENCE.search(text)
+    return (fence[1] if fence else text).strip()
