@@ -65,6 +65,38 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
         ) from None
 
 
+class QuickTokenizer:
+    """A base's tokenizer through the tokenizers library alone: the same ids, without the seconds transformers takes.
+
+    Enough for a Template with a named layout; "auto" needs the real one, for its chat template.
+    """
+
+    chat_template = None
+
+    def __init__(self, base: Base) -> None:
+        """Raises ModelError when the folder has no tokenizer.json that loads."""
+        from tokenizers import Tokenizer
+
+        try:
+            self._core = Tokenizer.from_file(str(base.path / "tokenizer.json"))
+        except Exception as exc:
+            raise ModelError(f'the tokenizer of "{base.name}" does not load: {exc}') from None
+        self._core.no_truncation()
+        self._core.no_padding()
+
+    unk_token_id = None
+
+    def __call__(self, texts: list[str], *, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        found = self._core.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return {"input_ids": [encoding.ids for encoding in found]}
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        return self._core.token_to_id(token)
+
+    def __len__(self) -> int:
+        return self._core.get_vocab_size()
+
+
 def _from_hub(name: str) -> Path:
     looks_like_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_id:

@@ -17,7 +17,7 @@ from tunery.data.annotations import ANNOTATIONS, write_annotations
 from tunery.data.files import OnFault, reasons
 from tunery.data.layouts import converter, guess
 from tunery.data.spans import Annotated, Span, checked, place, wanted
-from tunery.data.template import common_turns
+from tunery.data.template import inputs
 from tunery.errors import ConfigError, DataError, StorageError
 from tunery.types import Dataset, Example
 
@@ -72,7 +72,7 @@ def export_dataset(
         if slots is None:
             raise ConfigError(f"{to} needs targets with values", hint="their task is function or json")
         rows: list[tuple[str, Annotated]] = []
-        for example, text in zip(dataset.examples, texts(dataset.examples), strict=True):
+        for example, text in zip(dataset.examples, inputs(dataset.examples), strict=True):
             try:
                 annotated, lost = annotate(example, text, slots)
             except DataError as error:
@@ -240,18 +240,6 @@ def _write_saved(target: Path, rows: Sequence[Mapping[str, Any]], names: Sequenc
 
 
 # --- spans -----------------------------------------------------------------------------------------------
-
-
-def texts(examples: Sequence[Example]) -> list[str]:
-    """The text of each example that its answer is about: its input, without the instruction before it."""
-    _, instruction = common_turns(examples)
-    out = []
-    for example in examples:
-        at = example.meta.get("query_at")
-        if at is None and instruction is not None and example.text.startswith(f"{instruction}\n"):
-            at = len(instruction) + 1
-        out.append(example.text[at or 0 :])
-    return out
 
 
 def annotate(example: Example, text: str, slots: Slots) -> tuple[Annotated, list[tuple[str, str]]]:

@@ -180,3 +180,15 @@ def common_turns(examples: Sequence[Example]) -> tuple[str | None, str | None]:
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     instruction, newline, _ = first[:same].rpartition("\n")
     return systems.pop() if len(systems) == 1 else None, instruction if newline and len(set(users)) > 1 else None
+
+
+def inputs(examples: Sequence[Example]) -> list[str]:
+    """The text of each example that its answer is about: its input, without the instruction before it."""
+    _, instruction = common_turns(examples)
+    out = []
+    for example in examples:
+        at = example.meta.get("query_at")
+        if at is None and instruction is not None and example.text.startswith(f"{instruction}\n"):
+            at = len(instruction) + 1
+        out.append(example.text[at or 0 :])
+    return out
