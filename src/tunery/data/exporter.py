@@ -114,6 +114,20 @@ def layout_rows(examples: Iterable[Example], layout: str, name: str, fault: OnFa
             yield {**({"id": own} if own is not None else {}), **row, **extra}
 
 
+def plain_rows(examples: Sequence[Example], name: str) -> list[dict[str, Any]]:
+    """Rows of the first layout that can say all of the examples. Raises DataError when none can."""
+    faults: list[DataError] = []
+    for layout in ("ranking", "kto", "alpaca", "openai"):
+        needs = {"ranking": "rejected", "kto": "kto_tag"}.get(layout)
+        if needs and not all(needs in e.meta for e in examples):
+            continue
+        faults.clear()
+        rows = list(layout_rows(examples, layout, name, faults.append))
+        if not faults:
+            return rows
+    raise faults[0]
+
+
 def _rows_of(example: Example, layout: str) -> list[dict[str, Any]]:
     target, rejected = example.target or "", example.meta.get("rejected")
     if layout == "ranking":

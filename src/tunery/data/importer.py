@@ -14,10 +14,10 @@ from typing import Any
 from tunery import storage
 from tunery.data.dataset import load
 from tunery.data.download import download
-from tunery.data.exporter import write_rows
+from tunery.data.exporter import plain_rows, write_rows
 from tunery.data.annotations import annotation_format
 from tunery.data.files import file_format, read_rows, saved_splits
-from tunery.data.intake import How, convert, is_annotated, saved_rows, unzip, write_converted, write_dropped
+from tunery.data.intake import How, convert, is_annotated, unzip, write_converted, write_dropped
 from tunery.data.layouts import guess
 from tunery.data.registry import REGISTRY, nearest, parse_entry
 from tunery.errors import DataError, StorageError
@@ -254,7 +254,7 @@ def _fetch(plan: _Plan, name: str, staged: Path, progress: Progress | None) -> N
     if plan.saved:
         stem = name.removesuffix(".jsonl")
         split = storage.join(plan.origin, stem) if saved_splits(plan.origin) else plan.origin
-        write_rows(staged, saved_rows(load(split).examples, stem))
+        write_rows(staged, plain_rows(load(split).examples, stem))
         return
     address = _at(plan.origin, name)
     report = (lambda done, total: progress(name, done, total)) if progress else None

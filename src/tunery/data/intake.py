@@ -12,7 +12,6 @@ from typing import Any
 
 from tunery import storage
 from tunery.data.annotations import ANNOTATIONS, Found, annotation_format, read_annotations
-from tunery.data.exporter import layout_rows
 from tunery.data.files import MAX_INFLATED, MAX_RATIO, file_format, read_rows, reasons
 from tunery.data.spans import FUNCTION, Form, render
 from tunery.errors import ConfigError, DataError
@@ -115,20 +114,6 @@ def write_dropped(target: Path, faults: Sequence[DataError]) -> dict[str, int]:
     else:
         target.unlink(missing_ok=True)
     return reasons(faults)
-
-
-def saved_rows(examples: Any, name: str) -> list[dict[str, Any]]:
-    """The examples of a saved dataset as rows of the layout that can say all of them."""
-    faults: list[DataError] = []
-    for layout in ("ranking", "kto", "alpaca", "openai"):
-        has = {"ranking": "rejected", "kto": "kto_tag"}.get(layout)
-        if has and not all(has in e.meta for e in examples):
-            continue
-        faults.clear()
-        rows = list(layout_rows(examples, layout, name, faults.append))
-        if not faults:
-            return rows
-    raise faults[0]
 
 
 def unzip(path: Path, into: Path) -> Path:
