@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,15 @@ def test_what_a_layout_cannot_say_is_dropped_and_counted(tmp_path: Path):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.lists(st.tuples(TEXT, st.text(TEXT_ALPHABET := st.characters(exclude_categories=("Cs",), exclude_characters="\0")), TEXT.filter(str.strip)), min_size=1, max_size=4),
+    rows=st.lists(
+        st.tuples(
+            TEXT,
+            st.text(TEXT_ALPHABET := st.characters(exclude_categories=("Cs",), exclude_characters="\0")),
+            TEXT.filter(str.strip),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
     ending=st.sampled_from([".jsonl", ".json", ".csv", ".parquet", ""]),
 )
 def test_any_text_goes_there_and_back(tmp_path: Path, rows: list[tuple[str, str, str]], ending: str):
@@ -114,14 +123,12 @@ def test_any_text_goes_there_and_back(tmp_path: Path, rows: list[tuple[str, str,
     assert load(str(out)).fingerprint == before.fingerprint
 
 
-PAIRS = [
-    {"instruction": "Do", "input": f"in {i}", "chosen": f"f(x[{i}])", "rejected": f"f(y[{i}])"} for i in range(3)
-]
+PAIRS = [{"instruction": "Do", "input": f"in {i}", "chosen": f"f(x[{i}])", "rejected": f"f(y[{i}])"} for i in range(3)]
 
 
 def test_ranking_pairs_are_read_and_written(tmp_path: Path):
     pairs = load(str(write(tmp_path / "a.jsonl", PAIRS)))
-    assert [(e.target, e.meta["rejected"]) for e in pairs.examples][0] == ("f(x[0])", "f(y[0])")
+    assert (pairs.examples[0].target, pairs.examples[0].meta["rejected"]) == ("f(x[0])", "f(y[0])")
     assert lines(export_dataset(pairs, tmp_path / "b.jsonl", "ranking").path) == PAIRS
     turns = [{"from": "human", "value": "Q"}]
     row = {"conversations": turns, "chosen": {"from": "gpt", "value": "A"}, "rejected": {"from": "gpt", "value": "B"}}
@@ -137,7 +144,10 @@ def test_ranking_pairs_are_read_and_written(tmp_path: Path):
 
 
 def test_kto_tags_are_read_and_never_learnt_as_good_answers(tmp_path: Path):
-    rows = [{"instruction": "Do", "output": "good", "kto_tag": True}, {"instruction": "Do", "output": "bad", "kto_tag": False}]
+    rows = [
+        {"instruction": "Do", "output": "good", "kto_tag": True},
+        {"instruction": "Do", "output": "bad", "kto_tag": False},
+    ]
     judged = load(str(write(tmp_path / "a.jsonl", rows)))
     assert [e.meta["kto_tag"] for e in judged.examples] == [True, False]
     back = load(str(export_dataset(judged, tmp_path / "b.csv", "kto").path))
@@ -151,7 +161,7 @@ def test_kto_tags_are_read_and_never_learnt_as_good_answers(tmp_path: Path):
 
 def test_a_pair_without_its_other_half_says_so(tmp_path: Path):
     write(tmp_path / "a.jsonl", [PAIRS[0], {"instruction": "Do", "input": "x", "chosen": "y"}])
-    with pytest.raises(DataError, match='a.jsonl:2: missing field "rejected"'):
+    with pytest.raises(DataError, match=r'a\.jsonl:2: missing field "rejected"'):
         load(str(tmp_path / "a.jsonl"))
     entry = {"file_name": "a.jsonl", "ranking": True}
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": entry}))
@@ -285,7 +295,7 @@ def test_label_studios_utf16_offsets_are_recognised(tmp_path: Path):
     assert (where, found.spans) == ("a.json:1", (Span(12, 22, "X"),))
     LABEL_STUDIO["annotations"][0]["result"][0]["value"]["text"] = "annotatiom"
     (tmp_path / "a.json").write_text(json.dumps([LABEL_STUDIO]))
-    with pytest.raises(DataError, match='holds "nnotation.", not "annotatiom"'):
+    with pytest.raises(DataError, match=r'holds "nnotation\.", not "annotatiom"'):
         read_annotations(str(tmp_path / "a.json"), "label-studio")
 
 
@@ -425,7 +435,7 @@ def test_a_span_that_is_rendered_is_found_again(text: str, data: st.DataObject):
     for span in spans:
         assert 0 <= span.start < span.end <= len(text)
     cut = tokens(one)
-    assert all(b[0] >= a[1] for a, b in zip(cut, cut[1:], strict=False))
+    assert all(b[0] >= a[1] for a, b in pairwise(cut))
 
 
 def test_where_a_value_is_placed():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,9 @@ class QuickTokenizer:
         Words are encoded apart, so a cut between two words well before the texts part changes nothing; where a
         tokenizer is of another kind, the encodings of some of the texts show it, and there is no cut.
         """
-        shared = os.path.commonprefix([min(texts, default=""), max(texts, default="")])
+        first, last = min(texts, default=""), max(texts, default="")  # the two that differ earliest
+        pairs = enumerate(zip(first, last, strict=False))
+        shared = first[: next((i for i, (a, b) in pairs if a != b), 0)]
         if len(texts) < 200 or len(shared) < 64 or self._core.pre_tokenizer is None:
             return ""
         words = self._core.pre_tokenizer.pre_tokenize_str(shared)

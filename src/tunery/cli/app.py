@@ -23,7 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Import, export, check, divide and look at labelled rows.", no_args_is_help=True, context_settings=HELP)
+data_app = typer.Typer(
+    help="Import, export, check, divide and look at labelled rows.", no_args_is_help=True, context_settings=HELP
+)
 models_app = typer.Typer(help="Look at registered model versions.", no_args_is_help=True, context_settings=HELP)
 runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(data_app, name="data")
@@ -212,10 +214,14 @@ def quickstart(
 def data_import(
     name: Annotated[str, typer.Argument(help='"viggo", "bikeshop" (the embedded rows), or a file, folder or URL.')],
     into: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("data"),
-    source: Annotated[Path | None, typer.Option("--from", help="Take a known dataset's files from this folder.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take a known dataset's files from this folder.")
+    ] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--format", help="conll | label-studio | prodigy | doccano | docbin. Default: told from the file."),
+        typer.Option(
+            "--format", help="conll | label-studio | prodigy | doccano | docbin. Default: told from the file."
+        ),
     ] = None,
     form: Annotated[
         str | None, typer.Option("--as", help="Spans become function or json. Default: function where all values fit.")
@@ -452,7 +458,14 @@ def data_show(
         screen.say(f"[dim]{escape(example.id)}[/]  {escape(text)}\n  → {escape(example.target or '(unlabelled)')}")
     if faults:
         screen.say(f"[yellow]note:[/] {len(faults):,} rows are no examples; `tunery data check` says why")
-    screen.result({"name": data.name, "rows": len(data), "dropped": len(faults), "examples": [dataclasses.asdict(e) for e in picked]})
+    screen.result(
+        {
+            "name": data.name,
+            "rows": len(data),
+            "dropped": len(faults),
+            "examples": [dataclasses.asdict(e) for e in picked],
+        }
+    )
 
 
 def _datasets(project: Path | None, names: list[str] | None, dataset_dir: Path | None) -> tuple[str, list[str]]:

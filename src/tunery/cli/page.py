@@ -101,8 +101,9 @@ def _lengths(split: SplitStats, cutoff: int | None) -> str:
         anchor = "end" if x > width / 2 else "start"
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{top + height}"/>'
                      f'<text x="{x:.1f}" y="11" text-anchor="{anchor}">cutoff {drawn:,}</text>')  # fmt: skip
-    parts.append(f'<text x="0" y="{top + height + 14}">{low:,}</text>'
-                 f'<text x="{width}" y="{top + height + 14}" text-anchor="end">{high:,} {split.unit}</text>')  # fmt: skip
+    y = top + height + 14
+    parts.append(f'<text x="0" y="{y}">{low:,}</text>')
+    parts.append(f'<text x="{width}" y="{y}" text-anchor="end">{high:,} {split.unit}</text>')
     note = f'<p class="dim">The cutoff, {cutoff:,}, lies far to the right.</p>' if far else ""
     return (
         f'<h2>Lengths of {escape(split.name)}</h2><svg role="img" aria-label="lengths" '

@@ -249,7 +249,8 @@ class Screen:
         rows = [
             (
                 s.name, f"{s.read:,}", f"{s.rows:,}", f"{sum(s.dropped.values()):,}", f"{s.distinct_inputs:,}",
-                f"{s.distinct_outputs:,}", f"{s.mean_length:,.0f}", f"{s.longest[0][1]:,} {s.unit}" if s.longest else "",
+                f"{s.distinct_outputs:,}", f"{s.mean_length:,.0f}",
+                f"{s.longest[0][1]:,} {s.unit}" if s.longest else "",
             )
             for s in result.splits
         ]  # fmt: skip
@@ -297,7 +298,8 @@ class Screen:
         from tunery.cli.page import values
 
         rows = [
-            (path, f"{sum(v.values()):,}", f"{len(v):,}", values(v, 4)) for path, v in list(stats.attributes.items())[:20]
+            (path, f"{sum(v.values()):,}", f"{len(v):,}", values(v, 4))
+            for path, v in list(stats.attributes.items())[:20]
         ]
         if rows:
             self.table(("attribute", "count", "distinct", "most frequent values"), rows, right=("count", "distinct"))

@@ -181,7 +181,11 @@ def _as_prodigy(name: str, a: Annotated) -> str:
             "start": s.start,
             "end": s.end,
             "label": s.label,
-            **({"token_start": starts[s.start], "token_end": ends[s.end]} if s.start in starts and s.end in ends else {}),
+            **(
+                {"token_start": starts[s.start], "token_end": ends[s.end]}
+                if s.start in starts and s.end in ends
+                else {}
+            ),
         }
         for s in a.spans
     ]
@@ -232,7 +236,11 @@ def _read_conll(path: str, label: str, fault: OnFault) -> Iterator[Found]:
     first = 1
     for number, raw in enumerate([*lines, b""], 1):
         line = raw.rstrip(b"\r")
-        if line.strip() and not line.startswith(b"-DOCSTART-") and not (tabs and line[:1] == b"#" and b"\t" not in line):
+        if (
+            line.strip()
+            and not line.startswith(b"-DOCSTART-")
+            and not (tabs and line[:1] == b"#" and b"\t" not in line)
+        ):
             first = first if sentence or error else number
             try:
                 sentence.append(_conll_line(line, tabs))
@@ -337,8 +345,9 @@ def _read_docbin(path: str, label: str, fault: OnFault) -> Iterator[Found]:
     for number, doc in enumerate(docs, 1):
         where = f"{label}:{number}"
         try:
-            yield where, checked(
-                _text_of({"text": doc.text}), [(e.start_char, e.end_char, e.label_, None) for e in doc.ents]
+            yield (
+                where,
+                checked(_text_of({"text": doc.text}), [(e.start_char, e.end_char, e.label_, None) for e in doc.ents]),
             )
         except DataError as error:
             fault(DataError(error.message, hint=error.hint, where=where))

@@ -289,9 +289,7 @@ def _slips(values: Counter[str]) -> Iterable[tuple[str, str]]:
                 break
 
 
-def _targets(
-    dataset: Dataset, task: Any, rows: Sequence[tuple[tuple[str, str], ...] | None]
-) -> Iterable[Finding]:
+def _targets(dataset: Dataset, task: Any, rows: Sequence[tuple[tuple[str, str], ...] | None]) -> Iterable[Finding]:
     examples = dataset.examples
     empty = [e for e in examples if not (e.target or "").strip()]
     if empty:

@@ -144,7 +144,10 @@ def _saved_split(location: str, splits: Sequence[str], wanted: str | None) -> st
     chosen = wanted or (splits[0] if len(splits) == 1 else None)
     if chosen not in splits:
         what = f'has no split "{chosen}"' if chosen else "holds several splits"
-        raise DataError(f"{storage.shown(location)} {what}", hint=f"name one: {', '.join(storage.join(location, s) for s in splits)}")
+        raise DataError(
+            f"{storage.shown(location)} {what}",
+            hint=f"name one: {', '.join(storage.join(location, s) for s in splits)}",
+        )
     return storage.join(location, chosen)
 
 

@@ -55,8 +55,8 @@ def export_dataset(
     Containers are .jsonl, .json, .csv, .tsv and .parquet, and without an ending a folder as `datasets.save_to_disk`
     writes it. `to` is one of LAYOUTS (default: alpaca, or openai for rows with more turns) or of ANNOTATIONS, for which
     `slots` reads the values out of a target. Rows that the format cannot say are dropped and counted, as are the
-    `faults` met when the dataset was loaded. Raises ConfigError for an unknown format, StorageError when something is at
-    `path` already, DataError when no row is left.
+    `faults` met when the dataset was loaded. Raises ConfigError for an unknown format, StorageError when something is
+    at `path` already, DataError when no row is left.
     """
     target = storage.local(path)
     to = to or ("alpaca" if all(_is_alpaca(e) for e in dataset.examples) else "openai")

@@ -159,7 +159,9 @@ def json_lines(lines: Iterable[bytes], label: str, fault: OnFault = strict, star
         try:
             if len(raw) > MAX_LINE:
                 hint = "one row a line; a list of rows that is one document is named .json and begins with ["
-                raise DataError(f"a line of {len(raw) >> 20} MiB (the limit is {MAX_LINE >> 20})", where=where, hint=hint)
+                raise DataError(
+                    f"a line of {len(raw) >> 20} MiB (the limit is {MAX_LINE >> 20})", where=where, hint=hint
+                )
             line = raw.decode("utf-8", "surrogateescape")
             if error := _unclean(line, where):
                 raise error
@@ -292,10 +294,8 @@ def _columnar(data: bytes, label: str, kind: str) -> Iterator[Row]:
             rows, columns, batches = table.num_rows, table.num_columns, table.to_batches(max_chunksize=1 << 14)
         if rows * columns > MAX_CELLS:
             raise DataError(f"{rows:,} rows of {columns} columns are too many to read at once", where=label)
-        number = 0
-        for batch in batches:
-            for number, row in enumerate(batch.to_pylist(), number + 1):
-                yield number, row
+        found = (row for batch in batches for row in batch.to_pylist())
+        yield from enumerate(found, 1)
     except (pa.ArrowException, OSError, ValueError) as error:
         brief = str(error).splitlines()[0]
         name = "Parquet" if kind == "parquet" else "Arrow"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tunery import storage
+from tunery.data.annotations import annotation_format
 from tunery.data.dataset import load
 from tunery.data.download import download
 from tunery.data.exporter import plain_rows, write_rows
-from tunery.data.annotations import annotation_format
 from tunery.data.files import file_format, read_rows, saved_splits
 from tunery.data.intake import How, convert, is_annotated, unzip, write_converted, write_dropped
 from tunery.data.layouts import guess
@@ -74,7 +74,7 @@ class _Plan:
     rows: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
     saved: bool = False  # by Hugging Face's library: the files are its splits, rewritten as rows
-    how: How = How()
+    how: How = field(default_factory=How)
 
 
 def import_dataset(

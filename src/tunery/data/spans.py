@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from tunery.errors import DataError
@@ -214,4 +215,4 @@ def tokens(annotated: Annotated) -> list[tuple[int, int]]:
 
 def overlap(spans: Sequence[Span]) -> bool:
     """Whether two of the sorted spans share a character, which tags of tokens cannot say."""
-    return any(b.start < a.end for a, b in zip(spans, spans[1:], strict=False))
+    return any(b.start < a.end for a, b in pairwise(spans))

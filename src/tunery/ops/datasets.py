@@ -32,8 +32,8 @@ def check_data(
 ) -> CheckResult:
     """Check datasets that are used together; the first is the one to learn from. Rows with faults are findings.
 
-    With a `train` spec lengths are tokens of its base and template, compared with its cutoff_len (default: what the base
-    reads). `task` is inferred from the first dataset's outputs when not named. Raises DataError for a dataset without a
+    With a `train` spec lengths are tokens of its base and template, compared with its cutoff_len (default: what the
+    base reads). `task` is inferred from the first dataset's outputs when not named. Raises DataError for a dataset without a
     single readable row, ModelError for a base without a tokenizer.
     """
     quarantined: dict[str, list[DataError]] = {}
