@@ -142,7 +142,7 @@ def _saved_split(location: str, splits: Sequence[str], wanted: str | None) -> st
     if not splits:
         return location
     chosen = wanted or (splits[0] if len(splits) == 1 else None)
-    if chosen not in splits:
+    if chosen is None or chosen not in splits:
         what = f'has no split "{chosen}"' if chosen else "holds several splits"
         raise DataError(
             f"{storage.shown(location)} {what}",

@@ -188,7 +188,7 @@ def write_rows(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if nested := next((n for n in ("messages", "conversations", "history") if n in names), None):
             raise ConfigError(f'a {kind} file cannot hold the lists of "{nested}"', hint="end it in .jsonl")
         out = io.StringIO(newline="")
-        writer = csv.writer(out, delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+        writer = csv.writer(out, delimiter="\t" if kind == ".tsv" else ",")  # CRLF makes it quote both in cells
         writer.writerow(names)
         writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
         storage.write_atomic(target, out.getvalue())

@@ -81,7 +81,7 @@ def convert(path: str, kind: str, how: How) -> Converted:
     instruction = how.instruction if how.instruction is not None else default_instruction(form, labels)
     rows = []
     for (_, annotated), output in outputs:
-        row = {"instruction": instruction, "input": annotated.text, "output": output}
+        row: dict[str, Any] = {"instruction": instruction, "input": annotated.text, "output": output}
         row["spans"] = [{"start": s.start, "end": s.end, "label": s.label} for s in annotated.spans]
         extra = {(f"source_{k}" if k in row else k): v for k, v in annotated.meta.items()}
         rows.append({**row, **extra})

@@ -33,14 +33,14 @@ def check_data(
     """Check datasets that are used together; the first is the one to learn from. Rows with faults are findings.
 
     With a `train` spec lengths are tokens of its base and template, compared with its cutoff_len (default: what the
-    base reads). `task` is inferred from the first dataset's outputs when not named. Raises DataError for a dataset without a
-    single readable row, ModelError for a base without a tokenizer.
+    base reads). `task` is inferred from the first dataset's outputs when not named. Raises DataError for a dataset
+    without a single readable row, ModelError for a base without a tokenizer.
     """
     quarantined: dict[str, list[DataError]] = {}
     datasets: list[Dataset] = []
     for name in names:
         faults: list[DataError] = []
-        dataset = load(name, dataset_dir, labelled=False, quarantine=faults)
+        dataset = load(name, dataset_dir, quarantine=faults)
         datasets.append(dataset)
         quarantined.setdefault(dataset.name, []).extend(faults)
     if not datasets:
