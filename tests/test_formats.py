@@ -503,3 +503,49 @@ def test_exports_write_over_nothing_and_know_their_formats(tmp_path: Path):
     with pytest.raises(TuneryError, match="no row can be written"):
         export_dataset(data, tmp_path / "b.jsonl", "ranking")
     assert not (tmp_path / "b.jsonl").exists()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 30) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                "text label labels entities spans start end start_offset end_offset answer data annotations result value "
+                "messages role content conversations from output instruction input chosen rejected kto_tag history "
+                "system query_at id tokens file row was_cancelled ground_truth tool_calls".split()
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+COLUMNS = (
+    "text label entities spans data annotations messages conversations output instruction input chosen rejected "
+    "kto_tag history system id query_at"
+).split()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.dictionaries(st.sampled_from(COLUMNS), JSON | st.sampled_from(["user", "x y"]), max_size=6))
+def test_whatever_a_row_holds_it_is_read_or_refused_with_a_reason(tmp_path: Path, row: dict[str, Any]):
+    path = write(tmp_path / "a.jsonl", [row])
+    for kind in ("label-studio", "prodigy", "doccano"):
+        faults: list[DataError] = []
+        assert len(read_annotations(str(path), kind, faults.append)) + len(faults) == 1
+    for labelled in (True, False):
+        try:
+            dataset = load(str(path), labelled=labelled)
+        except DataError:
+            continue
+        out = tmp_path / "out.jsonl"
+        for to in (None, "sharegpt", "kto", "prodigy", "conll", "label-studio"):
+            out.unlink(missing_ok=True)
+            try:
+                done = export_dataset(dataset, out, to, slots=slots_of("json"))
+            except DataError:
+                continue
+            assert done.read == done.kept + sum(done.dropped.values())

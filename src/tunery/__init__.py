@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tunery.config import Project, TrainSpec
-    from tunery.data import check, export_dataset, import_dataset, load
+    from tunery.data import How, check, export_dataset, import_dataset, load
     from tunery.doctor import examine
     from tunery.errors import TuneryError
     from tunery.ops.datasets import check_data, export_data, sample_data, split_data
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tunery.ops.verbs import batch, evaluate, serve, train
 
 _HOMES = {
+    "How": "tunery.data",
     "Project": "tunery.config",
     "TrainSpec": "tunery.config",
     "TuneryError": "tunery.errors",

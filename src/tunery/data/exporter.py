@@ -17,7 +17,7 @@ from tunery.data.annotations import ANNOTATIONS, write_annotations
 from tunery.data.files import OnFault, reasons
 from tunery.data.layouts import converter, guess
 from tunery.data.spans import Annotated, Span, checked, place, wanted
-from tunery.data.template import inputs
+from tunery.data.template import inputs, query_at
 from tunery.errors import ConfigError, DataError, StorageError
 from tunery.types import Dataset, Example
 
@@ -158,7 +158,7 @@ def _prompt_row(example: Example) -> dict[str, Any]:
         row["system"] = turns.pop(0).content
     last = turns.pop()
     user = last.content
-    at = example.meta.get("query_at", 0)
+    at = query_at(example)
     instruction, text = (user[: at - 1], user[at:]) if at else (user, "")
     if turns:
         if any(m.role not in ("user", "assistant") for m in (*turns, last)) or len(turns) % 2:
