@@ -253,7 +253,10 @@ def _csv(text: str, label: str, delimiter: str, fault: OnFault) -> Iterator[Row]
         try:
             cells = next(reader, None)
         except csv.Error as error:  # the reader itself goes on with the next line
-            fault(DataError(f"malformed CSV: {error}", where=f"{label}:{start}"))
+            what = str(error)
+            if "unexpected end" in what:
+                what = f"a quote that opens here never closes: {reader.line_num - start + 1:,} lines are lost in it"
+            fault(DataError(f"malformed CSV: {what}", where=f"{label}:{start}"))
             start = reader.line_num + 1
             continue
         if cells is None:
