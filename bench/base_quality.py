@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import random
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from tunery.data.template import Template
 from tunery.tasks import infer_task, score_rows
 from tunery.training.loop import Hooks, Job, fit
 from tunery.training.packing import common_prefix
+from tunery.types import Example
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -58,22 +61,21 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("data")
     parser.add_argument("--train", default="viggo-train")
-    parser.add_argument("--test", default="viggo-val")
+    parser.add_argument("--test", nargs="+", default=["viggo-val"])
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--untuned", action="store_true")
+    parser.add_argument("--misses", type=int, default=0, help="print so many wrong answers")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     base = find_base(args.base)
     template = Template("chatml", load_tokenizer(base))
-    train, test = load(args.train, args.data).examples, load(args.test, args.data).examples
-    golds = [e.target or "" for e in test]
-    task = infer_task(golds)
-    prompts = template.prompts(test)
-    limit = max(map(len, (r.target for r in template.rows(test)))) + 8
+    train = load(args.train, args.data).examples
+    tests = {name: Test(template, load(name, args.data).examples) for name in args.test}
     values = apply_sets(dict(BUNDLED_DEFAULTS), args.sets)
-    scores = []
-    for seed in range(args.seeds):
+    scores: dict[str, list[float]] = {name: [] for name in tests}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         chosen = list(train)
         if args.rows:
             chosen = random.Random(seed).sample(chosen, args.rows)
@@ -90,20 +92,40 @@ def main() -> None:
             summary = fit(job, hooks, device=DEVICE)
             trained = time.time() - began
             model = load_for_answers(spec, base.path, last[-1])
-        texts = [template.decode(ids) for ids in answer(model, prompts, template.stop_ids[0], limit)]
-        metrics, _ = score_rows(task, list(zip(texts, golds, strict=True)))
-        shown = {k: round(m.value or 0, 4) for k, m in metrics.items()}
-        scores.append(metrics["exact_match"].value or 0)
-        answered = time.time() - began - trained
         print(f"seed {seed} rows {len(rows)} {' '.join(args.sets)} loss {summary['train_loss']:.3f}", end=" ")
-        print(f"trained in {trained:.0f} s, answered in {answered:.0f} s {shown}", flush=True)
-    mean = sum(scores) / len(scores)
-    print(f"MEAN {mean:.4f} over {len(scores)} {args.base} {args.train} {args.rows} {args.sets}", flush=True)
+        print(f"trained in {trained:.0f} s", flush=True)
+        for name, test in tests.items():
+            metrics = test.score(model, args.misses)
+            scores[name].append(metrics["exact_match"])
+            print(f"  {name} {metrics}", flush=True)
+    for name, found in scores.items():
+        spread = f" ({', '.join(f'{x:.3f}' for x in found)})"
+        print(f"MEAN {statistics.mean(found):.4f}{spread} {args.base} {name} {args.rows} {args.sets}", flush=True)
     if args.untuned:
         model = load_for_answers(spec, base.path, None)
-        texts = [template.decode(ids) for ids in answer(model, prompts, template.stop_ids[0], limit)]
-        metrics, _ = score_rows(task, list(zip(texts, golds, strict=True)))
-        print("UNTUNED", {k: round(m.value or 0, 4) for k, m in metrics.items()}, flush=True)
+        for name, test in tests.items():
+            print(f"UNTUNED {name} {test.score(model)}", flush=True)
+
+
+class Test:
+    """A labelled set, encoded once."""
+
+    def __init__(self, template: Template, examples: Sequence[Example]) -> None:
+        self.template, self.examples = template, examples
+        self.golds = [e.target or "" for e in examples]
+        self.prompts = template.prompts(examples)
+        self.limit = max(len(r.target) for r in template.rows(examples)) + 8
+
+    def score(self, model: torch.nn.Module, misses: int = 0) -> dict[str, float]:
+        """The metrics of greedy answers by name; prints some of the wrong ones."""
+        answers = answer(model, self.prompts, self.template.stop_ids[0], self.limit)
+        pairs = list(zip(map(self.template.decode, answers), self.golds, strict=True))
+        for example, (said, gold) in zip(self.examples, pairs, strict=True):
+            if said != gold and misses > 0:
+                misses -= 1
+                print(f"  MISS {example.messages[-1].content[-160:]!r}\n    want {gold}\n    got  {said}")
+        metrics, _ = score_rows(infer_task(self.golds), pairs)
+        return {k: round(m.value or 0, 4) for k, m in metrics.items()}
 
 
 def load_for_answers(spec: TrainSpec, path: Path, adapter: Path | None) -> torch.nn.Module:

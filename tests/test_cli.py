@@ -16,6 +16,7 @@ VERBS = [
     "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data export", "data check",
     "data show",    "data stats", "data split", "data sample",
     "models list", "models show", "models base", "runs list", "runs show", "runs logs",
+    "eval compare",
 ]  # fmt: skip
 
 
@@ -43,6 +44,8 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
         (["train", "--set", "lora_ranc=3"], 2, "lora_ranc", "lora_rank"),
         (["train"], 2, "no training dataset", "train.dataset"),
         (["eval", "ghost"], 1, 'no model "ghost"', "tunery models list"),
+        (["eval", "--gate", "slot_f2>=1"], 2, "slot_f2", "slot_f1"),
+        (["eval", "compare", "ghost@1", "ghost@2"], 1, 'no model "ghost"', "tunery models list"),
         (["runs", "show", "x"], 1, 'no run "x"', "tunery runs list"),
         (["data", "check", "no.jsonl"], 1, "no.jsonl", ""),
         (["batch", "in.jsonl", "out.jsonl"], 1, "no model", "tunery train"),

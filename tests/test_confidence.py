@@ -46,6 +46,16 @@ def test_values_that_repeat_and_names_that_hold_values_are_told_apart():
     )
 
 
+def test_json_keys_inside_other_words_are_told_apart():
+    text = '{"data": {"a": "t", "n": 1}, "tags": ["a", "t"]}'
+    tokens = tokens_of(list(text), [-0.01 * i for i in range(len(text))])
+    structure = task_by_name("json").parse(text)
+    assert structure is not None
+    spans = [text.index(part) for part in ('t", "n"', "1}", 'a", "t"]', 't"]')]
+    wanted = [math.exp(-0.01 * (s + s + 1)) for s in spans]
+    assert slot_confidences(structure, text, tokens) == pytest.approx(wanted)
+
+
 def test_unknown_is_none_and_never_certain():
     structure = task_by_name("json").parse('{"a": "caf\\u00e9", "b": 1}')
     assert structure is not None

@@ -135,6 +135,14 @@ def test_label_grammar_is_the_set_of_labels(compiler, form):
     assert not accepts(grammar, "blue")
 
 
+def test_json_nested_beyond_reason_has_no_grammar_and_breaks_nothing():
+    task = task_by_name("json")
+    deep = "[" * 400 + "]" * 400
+    profile = learn(task, [("a", deep), ("b", "[" * 100_000), ("c", '{"a": 1}')])
+    assert profile.unparsed >= 1
+    task.grammar(profile)
+
+
 def test_free_text_and_unknown_rows_have_no_grammar():
     text, function = task_by_name("text"), task_by_name("function")
     assert text.grammar(learn(text, [("a", "b")])) is None

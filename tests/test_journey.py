@@ -109,6 +109,44 @@ def test_evaluation_scores_base_and_version_on_one_engine(project, trained):
     assert saved["samples"][0]["answers"]["base"]["finish_reason"] in ("stop", "length")
 
 
+def test_evaluation_under_the_grammar_with_confidences_and_a_gate(project, trained):
+    spec = project.model_copy(deep=True)
+    spec.eval.constrained = True
+    spec.eval.calibrate_on = "shop-train"
+    spec.eval.sampling.max_tokens = 40
+    spec.eval.gate = "parse_rate>=0.5, slot_f1>=baseline"
+    report = tunery.evaluate(spec)
+    assert list(report.metrics) == ["base", "shop@1", "shop@1 constrained"]
+    constrained = report.metrics["shop@1 constrained"]
+    assert constrained["parse_rate"].value == 1  # the grammar allows nothing else
+    values = [v for s in report.samples for v in s["answers"]["shop@1 constrained"]["values"]]
+    assert {v["flag"] for v in values} <= {None, "ungrounded"}  # a wrong colour, but none outside the set
+    trust = report.details["shop@1 constrained"]["confidence"]
+    assert trust["row"]["unknown"] == 0
+    assert trust["slot"]["unknown"] == 0
+    assert 0 <= trust["row"]["ece_raw"] <= 1
+    assert [v["condition"] for v in report.record["gate"]] == ["parse_rate>=0.5", "slot_f1>=baseline"]
+    run = next(r for r in runs.list_runs(Path(project.home)) if r.kind == "eval")
+    assert {p.name for p in run.path.iterdir()} >= {"report.json", "report.md", "report.html"}
+    record = json.loads((run.path / "report.json").read_text())["record"]
+    assert record["model"]["ref"] == "shop@1"
+    assert record["dataset"]["fingerprint"]
+    assert record["profile"]["attributes"]["name"] == {"kind": "closed", "expected": "verbatim", "n": 24}
+    assert {"git", "packages", "seeds", "settings", "template", "base", "calibration"} <= set(record)
+    found = tunery.compare("shop@1:base", "shop@1", project=project)
+    assert (found.a, found.b, found.n) == ("base", "shop@1", 4)
+    again = project.model_copy(deep=True)
+    again.eval.gate, again.eval.baseline, again.eval.dataset = "slot_f1>=baseline", "shop@1", "shop-train"
+    with pytest.raises(ConfigError, match="was evaluated on shop-test"):
+        tunery.evaluate(again)
+    again.eval.baseline, again.eval.compare_base = None, False
+    with pytest.raises(ConfigError, match="no baseline"):
+        tunery.evaluate(again)
+    spec.eval.calibrate_on = "shop-test"
+    with pytest.raises(ConfigError, match="are evaluated on"):
+        tunery.evaluate(spec)
+
+
 def test_engine_answers_equal_transformers_with_the_adapter(project, trained):
     """The prompt that the engine got, and the adapter it applied, are those of training."""
     from peft import PeftModel

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunery.errors import ConfigError
 from tunery.tasks import Task, infer_task, learn, score_rows, task_by_name
-from tunery.tasks.functions import Call, parse_calls, render_calls
+from tunery.tasks.functions import Call, _parse_prefix, parse_calls, render_calls
 from tunery.tasks.score import score
 
 FUNCTION = task_by_name("function")
@@ -61,6 +61,13 @@ def test_parsing_undoes_rendering_and_canonical_is_idempotent(calls):
     again = parse_calls(canonical)
     assert again is not None
     assert render_calls(again, canonical=True) == canonical
+
+
+@given(st.text(alphabet="af([]), ", max_size=60) | calls_strategy.map(render_calls))
+def test_the_quick_way_of_parsing_equals_the_thorough_one(text):
+    thorough = _parse_prefix(text, 0)
+    whole = thorough[0] if thorough and not text[thorough[1] :].strip() else None
+    assert parse_calls(text) == whole
 
 
 @given(st.text(alphabet="af([]), ", max_size=60))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tunery.errors import TuneryError
     from tunery.ops.datasets import check_data, export_data, sample_data, split_data
     from tunery.ops.quickstart import quickstart
-    from tunery.ops.verbs import batch, evaluate, serve, train
+    from tunery.ops.verbs import batch, compare, evaluate, serve, train
 
 _HOMES = {
     "How": "tunery.data",
@@ -28,6 +28,7 @@ _HOMES = {
     "batch": "tunery.ops.verbs",
     "check": "tunery.data",
     "check_data": "tunery.ops.datasets",
+    "compare": "tunery.ops.verbs",
     "evaluate": "tunery.ops.verbs",
     "examine": "tunery.doctor",
     "export_data": "tunery.ops.datasets",

@@ -55,6 +55,7 @@ class TrainSpec(Spec):
     max_samples: int | None = Field(default=None, ge=1)
     train_on_prompt: bool = False
     entity_swap: float = Field(default=0.0, ge=0, le=1)
+    task: str | None = None  # "function", "json", "label", "text" or "module:Class"; None: inferred from the rows
     packing: Literal["auto", "shared_prefix", "none"] = "auto"
     # output
     output_dir: str | None = None
@@ -104,7 +105,7 @@ class TrainSpec(Spec):
 
 # For the bundled base (see bench/RESULTS.md). Others get what is usual for large ones.
 BUNDLED_DEFAULTS: Mapping[str, Any] = {
-    "lora_rank": 32, "learning_rate": 2e-3, "per_device_train_batch_size": 8, "num_train_epochs": 5.0,
+    "lora_rank": 64, "learning_rate": 1.5e-3, "per_device_train_batch_size": 8, "num_train_epochs": 5.0,
     "adam_beta2": 0.99, "template": "chatml", "cutoff_len": 2048, "gradient_checkpointing": False,
 }  # fmt: skip
 GENERAL_DEFAULTS: Mapping[str, Any] = {
@@ -150,6 +151,14 @@ class EvalSpec(Spec):
     max_samples: int | None = Field(default=None, ge=1)
     compare_base: bool = True
     worst: int = Field(default=5, ge=0)
+    task: str | None = None  # None: the version's own
+    constrained: bool = False  # answer a second time under the task's grammar
+    swap_names: bool = False  # answer once more with copied names that no training row has
+    confidence: bool = True
+    calibrate_on: str | None = None  # a dataset, other than the one evaluated on, to calibrate confidences with
+    slices: list[str] = Field(default_factory=list)  # further columns of the rows to slice by
+    gate: str | None = None
+    baseline: str | None = None  # a version, run or report.json for the gate; None: the untuned base
     sampling: Sampling = Field(default_factory=Sampling)
     engine: EngineSpec = Field(default_factory=EngineSpec)
 

@@ -1,5 +1,8 @@
 """The command line. Nothing heavy is imported until a verb needs it."""
 
-from tunery.cli.app import main
+from tunery.cli.app import app, main
+from tunery.cli.evaluation import eval_app
+
+app.add_typer(eval_app, name="eval")
 
 __all__ = ["main"]

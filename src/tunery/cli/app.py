@@ -223,43 +223,6 @@ def train(
     screen.result({"run": run.id, **run.result})
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[str | None, typer.Argument(help='"name", "name@3". Default: the project\'s latest.')] = None,
-    project: ProjectOption = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Score a version beside its untuned base, and show its worst rows.
-
-    Example: [bold]tunery eval bikeshop@2 --set dataset=bikeshop-val --set worst=10[/]
-    """
-    from tunery.ops import verbs
-
-    screen = _screen(as_json)
-    spec = _project(project, sets, "eval")
-    if model:
-        spec.eval.model = model
-    loaded = verbs.load_model(spec, spec.eval.model)
-    if dry_run:
-        facts = {
-            "model": loaded.label,
-            "base": loaded.base.name,
-            "dataset": spec.eval.dataset or spec.train.eval_dataset,
-        }
-        screen.table(("what", "value"), list(facts.items()))
-        screen.result(facts)
-        return
-    report = verbs.evaluate(spec, observer=screen).to_dict()
-    screen.stop()
-    instruction = loaded.version.instruction if loaded.version else None
-    screen.report(report, loaded.label, worst=spec.eval.worst, instruction=instruction)
-    for name, meaning in report["definitions"].items():
-        screen.say(f"[dim]{name.replace('_', ' ')}: {meaning}[/]")
-    screen.result({k: v for k, v in report.items() if k != "samples"})
-
-
 @app.command()
 def batch(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="JSONL, JSON, CSV or Parquet rows.")],

@@ -318,6 +318,10 @@ class Screen:
             cells = [_interval(found[name]) for name in METRICS]
             table.add_row(self._indent + model, *cells, style="bold" if model == label else None)
         self.say_table(table)
+        self.worst(report, label, worst, instruction)
+
+    def worst(self, report: Mapping[str, Any], label: str, worst: int, instruction: str | None = None) -> None:
+        """The rows that `label` got most wrong."""
         wrong = [s for s in report["samples"] if not s["answers"][label]["canonical"]]
         wrong.sort(key=lambda s: -s["answers"][label]["slot_errors"])
         if wrong and worst:

@@ -46,13 +46,13 @@ class Swapper:
             word = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
             if len(word.findall(text)) != 1 or target.count(f"[{value}]") != 1:
                 continue
-            new = rng.choice(self.values[slot]) if rng.random() < 0.5 else _like(value, rng)
+            new = rng.choice(self.values[slot]) if rng.random() < 0.5 else made_up(value, rng)
             text = word.sub(lambda _, new=new: new, text)
             target = target.replace(f"[{value}]", f"[{new}]")
         return replace(example, messages=(*head, Message("user", text)), target=target)
 
 
-def _like(value: str, rng: random.Random) -> str:
+def made_up(value: str, rng: random.Random) -> str:
     """A made-up string of the same shape: digits for digits, syllables for words, the rest kept."""
 
     def word(match: re.Match[str]) -> str:

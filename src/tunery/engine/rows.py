@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,9 @@ class EngineRows:
                     if final.logprobs is not None:
                         ids = list(final.token_ids)
                         answer["token_ids"] = ids
-                        answer["logprobs"] = [p[t].logprob for t, p in zip(ids, final.logprobs, strict=True)]
+                        answer["logprobs"] = [
+                            p[t].logprob if p else math.nan for t, p in zip(ids, final.logprobs, strict=True)
+                        ]
         except EngineDeadError as error:
             raise EngineError("the inference engine has died") from error
         except Exception as error:

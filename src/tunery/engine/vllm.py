@@ -54,6 +54,17 @@ def on_cpu() -> bool:
 
 
 @cache
+def cpu_dtype() -> str:
+    """What a CPU engine computes in: bfloat16 where there are units for it, else float32, which is then three times
+    as fast (bench/RESULTS.md)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "bfloat16"
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+@cache
 def _source(module: str) -> ast.Module:
     """The syntax tree of one of vLLM's modules: reading it takes milliseconds, importing it many seconds."""
     spec = importlib.util.find_spec("vllm")
@@ -104,7 +115,7 @@ def engine_kwargs(
     if max_model_len is not None:
         kwargs["max_model_len"] = max_model_len
     if on_cpu():
-        kwargs |= {"dtype": "bfloat16", "enforce_eager": True, "max_num_seqs": 64}
+        kwargs |= {"dtype": cpu_dtype(), "enforce_eager": True, "max_num_seqs": 64}
     kwargs |= _lora_kwargs(adapters, overrides)
     kwargs |= overrides
     if on_cpu() and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & kwargs.keys():
@@ -150,7 +161,8 @@ def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kv_heads = config.get("num_key_value_heads") or heads
-    per_token = 2 * config["num_hidden_layers"] * kv_heads * head_dim * 2  # keys and values, two bytes each
+    size = 4 if kwargs["dtype"] in ("float32", "float") else 2
+    per_token = 2 * config["num_hidden_layers"] * kv_heads * head_dim * size  # keys and values
     length = kwargs.get("max_model_len") or config["max_position_embeddings"]
     wanted = per_token * max(length, kwargs["max_num_seqs"] * min(length, 2048))
     return max(64 << 20, min(int(wanted * 1.25), psutil.virtual_memory().total // 4))

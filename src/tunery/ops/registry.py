@@ -20,14 +20,22 @@ from tunery.config import nearest
 from tunery.data.template import common_turns
 from tunery.errors import ModelError, RunError, TuneryError
 from tunery.storage import read_json, write_json_atomic
+from tunery.tasks import Profile, learn
 from tunery.training import Plan, Trained
 from tunery.types import ModelVersion
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def register(home: Path, name: str, plan: Plan, trained: Trained, *, run_id: str) -> ModelVersion:
-    """Add a trained adapter as the next version of `name`."""
+def learn_profile(plan: Plan) -> Profile:
+    """What the training rows of `plan` teach, their common instruction left out."""
+    _, instruction = common_turns(plan.train.examples)
+    before = f"{instruction}\n" if instruction else ""
+    return learn(plan.task, [(e.text.removeprefix(before), e.target or "") for e in plan.examples])
+
+
+def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Profile, run_id: str) -> ModelVersion:
+    """Add a trained adapter, and the `profile` of the rows it was trained on, as the next version of `name`."""
     shelf = home / "models" / name
     system, instruction = common_turns(plan.train.examples)
     part = shelf / f".part-{secrets.token_hex(4)}"
@@ -56,6 +64,7 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, run_id: str
             )
             values = dataclasses.asdict(entry)
             del values["adapter"]
+            write_json_atomic(part / "profile.json", profile.to_dict())
             write_json_atomic(part / "version.json", values)
             try:
                 part.rename(shelf / str(number))
@@ -99,6 +108,17 @@ def list_versions(home: Path) -> list[ModelVersion]:
             except TuneryError:
                 continue
     return found
+
+
+def profile_of(version: ModelVersion) -> Profile | None:
+    """What the training rows of `version` taught; None for one that was trained before it was kept."""
+    file = version.adapter / "profile.json"
+    if not file.exists():
+        return None
+    try:
+        return Profile.from_dict(read_json(file))
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise RunError(f"profile.json was written by another Tunery: {exc!r}", where=str(file.parent)) from None
 
 
 def check_base(version: ModelVersion, base: Base) -> None:

@@ -48,6 +48,11 @@ class Recorder:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where and from what this runs: started, host, argv, git, packages."""
+        return {key: self._status[key] for key in ("started", "host", "argv", "git", "packages")}
+
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one event to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as handle:

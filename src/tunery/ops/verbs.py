@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,16 @@ from tunery.bases import Base, find_base, load_tokenizer
 from tunery.config import BUNDLED_BASE, Project, TrainSpec, load_project
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
-from tunery.storage import FolderLock, write_json_atomic
-from tunery.types import ModelVersion, Report, Run
+from tunery.storage import FolderLock, read_json
+from tunery.types import Dataset, ModelVersion, Report, Run
 
 if TYPE_CHECKING:
     from tunery.batching import BatchResult
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
+    from tunery.evaluation import Comparison
     from tunery.serving import Service
+    from tunery.tasks import Profile
 
 Observer = Callable[[Mapping[str, Any]], None]
 AnyProject = Project | TrainSpec | Mapping[str, Any] | str | Path | None
@@ -82,6 +84,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     plan = prepare(placed_train(project))
     resolved = project.model_copy(update={"train": plan.spec})
     observer({"event": "plan", **plan.describe(), "notes": plan.notes})
+    profile = registry.learn_profile(plan)  # before the training: a task of the user's own may fail here
     earlier = _resumable(home, resume, resolved) if resume else None
     context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
     with context as run:
@@ -95,7 +98,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
         with FolderLock(output), _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the workers"})
             trained = run_training(plan, output, resume=earlier is not None, on_event=heard)
-        version = registry.register(home, project.model, plan, trained, run_id=run.id)
+        version = registry.register(home, project.model, plan, trained, profile=profile, run_id=run.id)
         run.result(version=version.ref, adapter=str(version.adapter), output=str(output), **trained.results)
     return runs.get(home, run.id)
 
@@ -160,24 +163,28 @@ def load_model(project: Project, ref: str | None) -> Loaded:
 def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Report:
     """Score the project's model, and its untuned base beside it, on `eval.dataset` (default: train.eval_dataset).
 
-    Writes report.json into the run folder, whose id and path the observer hears.
+    Writes report.json, report.md and report.html into the run folder, whose id and path the observer hears. With
+    `eval.gate`, the report's record holds "gate", a verdict a condition; it is the caller's to act on.
     """
-    from tunery.data import load
+    from tunery.evaluation import check_gate, parse_gate, write_report
     from tunery.evaluation import evaluate as run_evaluation
     from tunery.tasks import task_by_name
 
     project = as_project(project)
     spec = project.eval
+    conditions = parse_gate(spec.gate) if spec.gate else []
     loaded = load_model(project, spec.model)
-    name = spec.dataset or project.train.eval_dataset
-    if not name:
-        raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
-    folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
-    data = load(name, folder, max_samples=spec.max_samples)
     assert loaded.version is not None
+    version = loaded.version
+    task = task_by_name(spec.task or version.task)
+    data, calibration = _rows_of(project, version, observer)
+    baseline = _baseline(project, data) if any(c.baseline for c in conditions) else None
+    profile = registry.profile_of(version)
+    if profile and profile.task != task.name:
+        profile = None
     models: dict[str, Adapter | None] = {"base": None} if spec.compare_base else {}
     models[loaded.label] = loaded.adapter
-    with runs.start(Path(project.home), "eval", project, parents=[loaded.version.run_id]) as run:
+    with runs.start(Path(project.home), "eval", project, parents=[version.run_id]) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
         with _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
@@ -187,14 +194,149 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
                 models=models,
                 data=data,
                 template=loaded.template,
-                task=task_by_name(loaded.version.task),
+                task=task,
+                profile=profile,
+                instruction=version.instruction,
+                calibration=calibration,
                 log_dir=run.logs,
                 on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
             )
-        write_json_atomic(run.path / "report.json", report.to_dict())
+        record = _record(run, project, loaded, data, calibration, profile)
+        if conditions:
+            verdicts = check_gate(conditions, report.metrics[loaded.label], baseline or report.metrics.get("base"))
+            record["gate"] = [asdict(v) for v in verdicts]
+        report = replace(report, record=record)
+        paths = write_report(report, run.path)
         scores = {label: {k: m.value for k, m in found.items()} for label, found in report.metrics.items()}
-        run.result(model=loaded.label, dataset=name, n=report.n, scores=scores, report=str(run.path / "report.json"))
+        run.result(
+            model=loaded.label, dataset=data.name, n=report.n, scores=scores,
+            report=str(paths["json"]), page=str(paths["html"]),
+        )  # fmt: skip
     return report
+
+
+def _record(
+    run: runs.Recorder,
+    project: Project,
+    loaded: Loaded,
+    data: Dataset,
+    calibration: Dataset | None,
+    profile: Profile | None,
+) -> dict[str, Any]:
+    """What was evaluated, with what: enough to do it again."""
+    from tunery.tasks.score import RESAMPLES
+
+    def named(dataset: Dataset) -> dict[str, Any]:
+        return {"name": dataset.name, "uri": dataset.uri, "fingerprint": dataset.fingerprint, "rows": len(dataset)}
+
+    assert loaded.version is not None
+    kinds = {
+        p: {"kind": a.kind, "expected": a.expected, "n": a.n}
+        for p, a in (profile.attributes if profile else {}).items()
+    }
+    return {
+        "format": 1,
+        "run": run.id,
+        **run.provenance,
+        "model": asdict(loaded.version) | {"ref": loaded.version.ref},
+        "base": {"name": loaded.base.name, "digest": loaded.base.digest},
+        "template": {"name": loaded.template.name, "digest": loaded.template.digest},
+        "dataset": named(data),
+        "calibration": named(calibration) if calibration else None,
+        "profile": {"rows": profile.rows, "unparsed": profile.unparsed, "attributes": kinds} if profile else None,
+        "settings": project.eval.model_dump(mode="json"),
+        "seeds": {"sampling": project.eval.sampling.seed, "bootstrap": 0, "resamples": RESAMPLES},
+    }
+
+
+def _rows_of(project: Project, version: ModelVersion, observer: Observer) -> tuple[Dataset, Dataset | None]:
+    """The rows to evaluate on, and those to calibrate confidences on."""
+    from tunery.data import load
+
+    spec = project.eval
+    name = spec.dataset or project.train.eval_dataset
+    if not name:
+        raise ConfigError("no dataset to evaluate on", hint="name one with eval.dataset")
+    folder = in_project(project, spec.dataset_dir or project.train.dataset_dir)
+    data = load(name, folder, max_samples=spec.max_samples)
+    if not spec.calibrate_on:
+        return data, None
+    calibration = load(spec.calibrate_on, folder, max_samples=spec.max_samples)
+    if calibration.fingerprint == data.fingerprint:
+        raise ConfigError(
+            f'eval.calibrate_on: "{spec.calibrate_on}" holds the rows that are evaluated on: '
+            "every confidence would look right",
+            hint="calibrate on another split, usually validation",
+        )
+    if calibration.fingerprint == version.dataset_fingerprint:
+        text = f"{calibration.name} is what the model was trained on: confidences calibrated on it are too high"
+        observer({"event": "note", "text": text})
+    return data, calibration
+
+
+def _baseline(project: Project, data: Dataset) -> Mapping[str, Any] | None:
+    """The metrics of `eval.baseline`; None when it is not set, and the untuned base is the baseline.
+
+    Raises ConfigError when there is neither, or when the baseline was evaluated on other rows.
+    """
+    wanted = project.eval.baseline
+    if not wanted:
+        if not project.eval.compare_base:
+            raise ConfigError("the gate has no baseline", hint="name an earlier evaluation or version with --baseline")
+        return None
+    report, label = find_report(project, wanted)
+    theirs = report["record"].get("dataset") or {}
+    if theirs.get("fingerprint") != data.fingerprint:
+        raise ConfigError(
+            f'the baseline "{wanted}" was evaluated on {theirs.get("name", "other rows")}, '
+            f"not on these rows of {data.name}",
+            hint=f"evaluate it first: tunery eval {label} --set dataset={data.name}",
+        )
+    return report["metrics"][label]
+
+
+def find_report(project: AnyProject, wanted: str) -> tuple[Mapping[str, Any], str]:
+    """A report and the label of its model, by a run's id, a version ("name@3": its last evaluation), or a file.
+
+    Any of them may end in ":LABEL" to choose another column, such as "base". Raises RunError when there is none.
+    """
+    home = Path(as_project(project).home)
+    where, _, column = wanted.partition(":")
+    path = None
+    if Path(where).is_file():
+        path = Path(where)
+    elif (Path(where) / "report.json").is_file():
+        path = Path(where) / "report.json"
+    else:
+        evals = [r for r in runs.list_runs(home) if r.kind == "eval" and r.state == "succeeded"]
+        named = [r for r in evals if where in (r.id, r.result.get("model"))]
+        if not named and not where.startswith("eval-"):
+            ref = registry.get(home, where).ref
+            named = [r for r in evals if r.result.get("model") == ref]
+        if not named:
+            raise RunError(f'no evaluation of "{where}"', hint="`tunery eval` makes one; `tunery runs list` shows them")
+        path = named[0].path / "report.json"
+    report = read_json(path)
+    try:
+        labels = list(report["metrics"])
+        label = column or (report["record"].get("model") or {}).get("ref") or labels[-1]
+        if label not in labels:
+            raise RunError(f'{path} has no column "{label}"', hint=f"it has {', '.join(labels)}")
+    except (KeyError, TypeError, AttributeError):
+        raise RunError("not a report, or one of an older Tunery", where=str(path)) from None
+    return report, label
+
+
+def compare(a: str, b: str, *, project: AnyProject = None) -> Comparison:
+    """Compare two evaluations on the rows they share; `a` and `b` as `find_report` takes them."""
+    from tunery.evaluation import compare as run_comparison
+    from tunery.tasks import task_by_name
+
+    project = as_project(project)
+    (one, label_a), (two, label_b) = find_report(project, a), find_report(project, b)
+    if one["task"] != two["task"]:
+        raise ConfigError(f'{a} was scored as "{one["task"]}", {b} as "{two["task"]}"')
+    return run_comparison(task_by_name(one["task"]), one, two, label_a=label_a, label_b=label_b)
 
 
 def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchResult:

@@ -41,8 +41,7 @@ def task_by_name(name: str) -> Task:
         raise ConfigError(f'task "{name}" cannot be loaded: {error}', hint='name it "module:Class"') from None
     if not isinstance(task, Task):
         raise ConfigError(f'task "{name}" is not a tunery.tasks.Task', hint="derive its class from it")
-    if not task.name:
-        task.name = name
+    task.name = name  # what a version records, so that it finds the class again
     return task
 
 

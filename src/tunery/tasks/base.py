@@ -23,7 +23,7 @@ class Structure(NamedTuple):
 
 
 class Task:
-    """What an output means. A task of one's own sets `name` and defines `parse`; the rest has defaults.
+    """What an output means. A task of one's own defines `parse`; the rest has defaults.
 
     It is named by its import path, "module:Class", wherever the built-in ones are named "function" or "json".
     """

@@ -63,8 +63,8 @@ def slot_confidences(structure: Structure, text: str, tokens: Sequence[Token]) -
     for path, value in structure.slots:
         if path != last:
             name = path.rpartition(".")[2].removesuffix("[]")
-            named = text.find(name, at) if path != "function" else -1
-            start, at = (named, named + len(name)) if named >= 0 else (at, at)
+            start = _named(text, name, at) if path != "function" else at
+            at = start + len(name) if start > at else at
         else:
             start = at
         last = path
@@ -76,6 +76,14 @@ def slot_confidences(structure: Structure, text: str, tokens: Sequence[Token]) -
         end = at + 1 if value else min(len(text), at + 2)
         found.append(span_confidence(tokens, where, end))
     return found
+
+
+def _named(text: str, name: str, at: int) -> int:
+    """Where an attribute's name stands next: as a JSON key, before its bracket, or at all; `at` when nowhere."""
+    for form, before in ((f'"{name}"', 1), (f"{name}[", 0), (name, 0)):
+        if (found := text.find(form, at)) >= 0:
+            return found + before
+    return at
 
 
 @dataclass(frozen=True, slots=True)

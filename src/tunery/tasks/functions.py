@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunery.tasks.base import Structure, Task
@@ -50,7 +51,7 @@ def find_calls(text: str) -> list[Call] | None:
 
     What a person would still read: prose or a code fence around the call, or an answer that ran out of tokens.
     """
-    for name in _STARTS.finditer(text):
+    for name in islice(_STARTS.finditer(text), 20):  # each try reads to the end
         if found := _parse_prefix(text, name.start()):
             return found[0]
         rest = text[name.start() :].rstrip("`\n ")

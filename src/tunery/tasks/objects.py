@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 from tunery.tasks.base import Structure, Task, unfenced
@@ -54,7 +55,10 @@ class JsonTask(Task):
                 values.append(_DECODER.decode(output.strip()))
             except (ValueError, RecursionError):
                 continue
-        return {"schema": infer_schema(values)} if values else {}
+        try:
+            return {"schema": infer_schema(values)} if values else {}
+        except RecursionError:  # nested deeper than any grammar could follow
+            return {}
 
     def grammar(self, profile: Profile) -> dict[str, Any] | None:
         """The schema, closed sets of strings as enums."""
@@ -131,26 +135,32 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_consta
 
 
 def _structure(value: Any) -> Structure:
-    return Structure(_dump(value), tuple(_leaves(value, "")))
+    slots: list[tuple[str, str]] = []
+    _leaves(value, "", slots)
+    return Structure(_dump(value), tuple(slots))
 
 
 def _dump(value: Any) -> str:
+    if isinstance(value, str):
+        return encode_basestring(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_dump(k)}:{_dump(v)}" for k, v in sorted(value.items())) + "}"
+        return "{" + ",".join([f"{encode_basestring(k)}:{_dump(v)}" for k, v in sorted(value.items())]) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(sorted(map(_dump, value))) + "]"
-    return json.dumps(value, ensure_ascii=False)
+        return "[" + ",".join(sorted([_dump(v) for v in value])) + "]"
+    return json.dumps(value)
 
 
-def _leaves(value: Any, path: str) -> Iterable[tuple[str, str]]:
-    if isinstance(value, dict):
+def _leaves(value: Any, path: str, slots: list[tuple[str, str]]) -> None:
+    if isinstance(value, str):
+        slots.append((path, value))
+    elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            _leaves(inner, f"{path}.{key}" if path else key, slots)
     elif isinstance(value, list):
         for inner in value:
-            yield from _leaves(inner, f"{path}[]")
+            _leaves(inner, f"{path}[]", slots)
     else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
+        slots.append((path, json.dumps(value)))
 
 
 def _closed(text: str) -> str:

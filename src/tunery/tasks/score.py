@@ -36,8 +36,8 @@ DEFINITIONS = {
     "of the two below",
     "hallucination_copied": "the same among attributes of copied or free text: the value does not stand in the text, "
     "although the training rows' values do",
-    "hallucination_closed": "the same among attributes with a closed set: the value is not in the set; an attribute or "
-    "function that the training rows do not have counts too",
+    "hallucination_closed": "the same among attributes with a closed set: the value is not in the set, or it does not "
+    "stand in the text although the training rows' do; an attribute or function that they do not have counts too",
 }
 
 RESAMPLES = 1000

@@ -9,7 +9,7 @@ from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
 from tunery.data.template import Row, Template
 from tunery.errors import ConfigError, DataError
-from tunery.tasks import Task, infer_task
+from tunery.tasks import Task, infer_task, task_by_name
 from tunery.types import Dataset, Example
 
 
@@ -71,7 +71,7 @@ def prepare(spec: TrainSpec) -> Plan:
             hint="use packing: none, or lora_dropout: 0",
         )
     prefix = 0 if spec.packing == "none" or spec.lora_dropout else common_prefix([r.prompt for r in rows + eval_rows])
-    task = infer_task([e.target or "" for e in examples])
+    task = task_by_name(spec.task) if spec.task else infer_task([e.target or "" for e in examples])
     return Plan(spec, base, template, task, train, examples, rows, eval_rows, prefix, notes)
 
 
