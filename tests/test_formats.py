@@ -512,8 +512,8 @@ JSON = st.recursive(
         | st.dictionaries(
             st.sampled_from(
                 "text label labels entities spans start end start_offset end_offset answer data annotations result "
-                "value messages role content conversations from output instruction input chosen rejected kto_tag history "
-                "system query_at id tokens file row was_cancelled ground_truth tool_calls".split()
+                "value messages role content conversations from output instruction input chosen rejected kto_tag "
+                "history system query_at id tokens file row was_cancelled ground_truth tool_calls".split()
             ),
             inner,
             max_size=5,
