@@ -13,7 +13,8 @@ import pytest
 
 TUNERY = str(Path(sys.executable).with_name("tunery"))
 VERBS = [
-    "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data check", "data show",
+    "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data export", "data check",
+    "data show",    "data stats", "data split", "data sample",
     "models list", "models show", "models base", "runs list", "runs show", "runs logs",
     "eval compare",
 ]  # fmt: skip
@@ -126,3 +127,49 @@ def test_the_bundled_base_is_where_it_is_said_to_be():
     assert (Path(found["path"]) / "model.safetensors").stat().st_size < 16 << 20
     assert found["context"] >= 2048
     assert tunery("models", "base").stdout.strip() == found["path"]
+
+
+def test_annotated_text_to_parts_to_spans(tmp_path):
+    rows = [
+        {"text": f"Zoë 🚲 met Ann{i} in Łódź", "label": [[0, 3, "PER"], [10, 13 + len(str(i)), "PER"]]}
+        for i in range(40)
+    ]
+    rows.append({"text": "x", "label": [[0, 9, "PER"]]})
+    (tmp_path / "ner.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = tunery("data", "import", "ner.jsonl", "--into", "data", "--as", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "read 41 = 40 kept + 1 dropped" in done.stdout
+    assert "ner.jsonl:41: the span 0-9 lies outside the text" in (tmp_path / "data" / "ner.dropped.log").read_text()
+    parts = json.loads(tunery("data", "split", "data/ner.jsonl", "--into", "parts", "--json", cwd=tmp_path).stdout)
+    assert sum(parts["files"].values()) == parts["read"] == 40
+    checked = tunery("data", "check", "--dataset-dir", "parts", "--html", "c.html", cwd=tmp_path)
+    assert "PER" in checked.stdout
+    assert "cutoff" in (tmp_path / "c.html").read_text()
+    out = tunery("data", "export", "ner-train", "back.jsonl", "--to", "doccano", "--dataset-dir", "parts", cwd=tmp_path)
+    assert "64 spans" in out.stdout
+    row = json.loads((tmp_path / "back.jsonl").read_text().splitlines()[0])
+    assert row["text"][slice(*row["label"][0][:2])] == "Zoë"
+    stats = json.loads(tunery("data", "stats", "ner", "--dataset-dir", "data", "--json", cwd=tmp_path).stdout)
+    assert sum(n for _, _, n in stats["splits"][0]["histogram"]) == 40
+    few = tunery("data", "sample", "data/ner.jsonl", "few.csv", "-n", "3", cwd=tmp_path)
+    assert "read 40 = 3 kept + 37 left + 0 dropped" in few.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["data", "import", "a.jsonl", "--format", "brat"], 'unknown format "brat"'),
+        (["data", "import", "a.jsonl", "--as", "xml"], 'unknown form "xml"'),
+        (["data", "export", "a.jsonl", "b.jsonl", "--to", "alpacca"], 'unknown format "alpacca"'),
+        (["data", "export", "a.jsonl", "a.jsonl"], "exists already"),
+        (["data", "export", "a.jsonl", "b.csv", "--to", "openai"], "cannot hold the lists"),
+        (["data", "sample", "a.jsonl", "b.jsonl", "-n", "9"], "cannot choose 9 of 1 rows"),
+        (["data", "split", "a.jsonl"], "too few"),
+    ],
+)
+def test_data_verbs_say_what_is_wrong(tmp_path, args, message):
+    (tmp_path / "a.jsonl").write_text('{"input": "x", "output": "f(y[z])"}\n')
+    done = tunery(*args, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -59,7 +59,7 @@ def test_alpaca_rows_become_one_user_turn_and_a_target(tmp_path: Path):
     dataset = load("mine", tmp_path)
     assert [e.text for e in dataset.examples] == ["Do:\nx ", "Do it", "x", "Do it"]
     first = dataset.examples[0]
-    assert first == Example("mine-0", (Message("user", "Do:\nx "),), "y\n", {"source": "a", "row": 1})
+    assert first == Example("mine-0", (Message("user", "Do:\nx "),), "y\n", {"source": "a", "row": 1, "query_at": 4})
     assert (dataset.name, dataset.uri) == ("mine", str(tmp_path / "train.jsonl"))
     assert list_datasets(tmp_path) == ["mine"]
 
@@ -183,7 +183,7 @@ def test_files_can_be_folders_globs_and_splits(tmp_path: Path):
     assert [len(load(name, tmp_path)) for name in ("all", "some", "test", "url")] == [6, 5, 1, 1]
     last = load("some", tmp_path).examples[-1]
     assert last.id == "some-4"
-    assert last.meta == {"row": 3, "file": "parts/train-2.jsonl"}
+    assert last.meta == {"row": 3, "file": "parts/train-2.jsonl", "query_at": 9}
     assert 'no split "dev"' in failure("none", tmp_path).message
 
 

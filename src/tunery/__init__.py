@@ -13,25 +13,32 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tunery.config import Project, TrainSpec
-    from tunery.data import check, import_dataset, load
+    from tunery.data import How, check, export_dataset, import_dataset, load
     from tunery.doctor import examine
     from tunery.errors import TuneryError
+    from tunery.ops.datasets import check_data, export_data, sample_data, split_data
     from tunery.ops.quickstart import quickstart
     from tunery.ops.verbs import batch, compare, evaluate, serve, train
 
 _HOMES = {
+    "How": "tunery.data",
     "Project": "tunery.config",
     "TrainSpec": "tunery.config",
     "TuneryError": "tunery.errors",
     "batch": "tunery.ops.verbs",
     "check": "tunery.data",
+    "check_data": "tunery.ops.datasets",
     "compare": "tunery.ops.verbs",
     "evaluate": "tunery.ops.verbs",
     "examine": "tunery.doctor",
+    "export_data": "tunery.ops.datasets",
+    "export_dataset": "tunery.data",
     "import_dataset": "tunery.data",
     "load": "tunery.data",
     "quickstart": "tunery.ops.quickstart",
+    "sample_data": "tunery.ops.datasets",
     "serve": "tunery.ops.verbs",
+    "split_data": "tunery.ops.datasets",
     "train": "tunery.ops.verbs",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

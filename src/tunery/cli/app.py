@@ -11,9 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tunery.cli.data import data_app
+from tunery.cli.options import HELP, AsJson, DryRun, ProjectFile, ProjectOption, Sets
+from tunery.cli.options import open_screen as _screen
+from tunery.cli.options import read_project as _project
 from tunery.errors import ConfigError, TuneryError
 
-HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="tunery",
     help="Labelled examples in, a fine-tuned, evaluated and served extraction model out.",
@@ -23,21 +26,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Import, check and look at labelled rows.", no_args_is_help=True, context_settings=HELP)
 models_app = typer.Typer(help="Look at registered model versions.", no_args_is_help=True, context_settings=HELP)
 runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
-
-ProjectFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[FILE]", help="tunery.yaml, or LLaMA-Factory's YAML. Default: ./tunery.yaml"),
-]
-ProjectOption = Annotated[Path | None, typer.Option("--project", "-p", help="The project file. Default: ./tunery.yaml")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would happen, start nothing.")]
 
 
 def main() -> None:
@@ -102,18 +95,6 @@ def _say_stopped(as_json: bool) -> None:
         screen.result({"error": {"code": "interrupted", "message": "interrupted", "hint": again, "where": None}})
     else:
         screen.errors.print("\nstopped." + (f" {again}." if again else ""))
-
-
-def _screen(as_json: bool) -> Any:
-    from tunery.cli.screen import Screen
-
-    return Screen(as_json=as_json)
-
-
-def _project(path: Path | None, sets: list[str] | None, section: str | None) -> Any:
-    from tunery.config import load_project
-
-    return load_project(path, sets or (), section)
 
 
 @app.callback(invoke_without_command=True)
@@ -206,112 +187,6 @@ def quickstart(
     if last.get("report"):
         last["report"]["report"].pop("samples", None)
     screen.result(last)
-
-
-@data_app.command("import")
-def data_import(
-    name: Annotated[str, typer.Argument(help='"viggo", or "bikeshop" for the embedded rows.')],
-    into: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("data"),
-    source: Annotated[Path | None, typer.Option("--from", help="Take the same files from this folder.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fetch a known dataset; an interrupted download goes on where it stopped.
-
-    Example: [bold]tunery data import viggo --into data/viggo[/]
-    """
-    from tunery.data import import_dataset
-
-    screen = _screen(as_json)
-
-    def progress(file: str, done: int, total: int | None) -> None:
-        screen({"event": "progress", "done": done, "total": total or done, "what": f"bytes of {file}"})
-
-    result = import_dataset(name, into, from_folder=source, progress=progress)
-    screen.stop()
-    screen.say(f"{into}: " + ", ".join(f"{f} {n:,} rows" for f, n in result.files.items()))
-    if result.missing:
-        screen.say(f"[yellow]note:[/] not there: {', '.join(result.missing)}")
-    if result.unchanged:
-        screen.say("[dim]all of it was here already[/]")
-    screen.result(dataclasses.asdict(result))
-
-
-@data_app.command("check")
-def data_check(
-    names: Annotated[list[str] | None, typer.Argument(help="Dataset names or files. Default: the project's.")] = None,
-    dataset_dir: Annotated[Path | None, typer.Option(help="The folder with dataset_info.json.")] = None,
-    project: ProjectOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find faults in labelled rows before they cost a training.
-
-    Example: [bold]tunery data check viggo-train viggo-val --dataset-dir data/viggo[/]
-    """
-    from tunery.data import check, load
-
-    screen = _screen(as_json)
-    folder, chosen = _datasets(project, names, dataset_dir)
-    result = check([load(n, folder) for n in chosen])
-    screen.table(("split", "rows", "distinct outputs"), [
-        (s.name, f"{s.rows:,}", f"{s.distinct_outputs:,}") for s in result.splits
-    ], right=("rows", "distinct outputs"))  # fmt: skip
-    colours = {"error": "red", "warning": "yellow", "note": "dim"}
-    from rich.markup import escape
-
-    for finding in result.findings:
-        where = f"{finding.where}: " if finding.where else ""
-        screen.say(f"[{colours[finding.severity]}]{finding.severity}:[/] {escape(where + finding.message)}")
-        for example in finding.examples:
-            screen.say(f"  [dim]{escape(str(example))[:200]}[/]")
-    if not result.findings:
-        screen.say("no faults found")
-    screen.result(result.to_dict())
-    if not result.ok:
-        raise typer.Exit(1)
-
-
-@data_app.command("show")
-def data_show(
-    name: Annotated[str | None, typer.Argument(help="A dataset name or file. Default: the training set.")] = None,
-    dataset_dir: Annotated[Path | None, typer.Option(help="The folder with dataset_info.json.")] = None,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 5,
-    start: Annotated[int, typer.Option(min=0, help="The first row, from 0.")] = 0,
-    project: ProjectOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show rows as examples: the turns, and the answer.
-
-    Example: [bold]tunery data show viggo-train -n 3 --dataset-dir data/viggo[/]
-    """
-    from rich.markup import escape
-
-    from tunery.data import load
-    from tunery.data.template import common_turns
-
-    screen = _screen(as_json)
-    folder, chosen = _datasets(project, [name] if name else None, dataset_dir)
-    data = load(chosen[0], folder)
-    picked = data.examples[start : start + rows]
-    _, instruction = common_turns(data.examples)
-    if instruction:
-        screen.say(f"[dim]shared by all {len(data):,} rows:[/] {escape(instruction)}\n")
-    for example in picked:
-        text = example.text.removeprefix(f"{instruction}\n") if instruction else example.text
-        screen.say(f"[dim]{escape(example.id)}[/]  {escape(text)}\n  → {escape(example.target or '(unlabelled)')}")
-    screen.result({"name": data.name, "rows": len(data), "examples": [dataclasses.asdict(e) for e in picked]})
-
-
-def _datasets(project: Path | None, names: list[str] | None, dataset_dir: Path | None) -> tuple[str, list[str]]:
-    """The folder and names to look at: as given, else as the project has them."""
-    from tunery.data import list_datasets
-    from tunery.ops.verbs import in_project
-
-    spec = _project(project, None, None)
-    folder = str(dataset_dir) if dataset_dir else in_project(spec, spec.train.dataset_dir)
-    if names:
-        return folder, names
-    mine = [n for n in (spec.train.dataset, spec.train.eval_dataset, spec.eval.dataset) if n]
-    return folder, list(dict.fromkeys(mine)) if mine and not dataset_dir else list_datasets(folder)
 
 
 @app.command()

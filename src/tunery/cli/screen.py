@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from tunery.data import CheckResult, SplitStats
 
 METRICS = {
     "exact_match": "exact match",
@@ -238,6 +241,70 @@ class Screen:
             ("", "the service", "tunery serve"),
         ]
         self.table(("  where", "what", f"alone, in {folder}/"), [("  " + a, b, c) for a, b, c in rows])
+
+    # --- data ---
+
+    def check(self, result: CheckResult) -> None:
+        """A data check: numbers and lengths of every split, then the findings, worst first."""
+        rows = [
+            (
+                s.name, f"{s.read:,}", f"{s.rows:,}", f"{sum(s.dropped.values()):,}", f"{s.distinct_inputs:,}",
+                f"{s.distinct_outputs:,}", f"{s.mean_length:,.0f}",
+                f"{s.longest[0][1]:,} {s.unit}" if s.longest else "",
+            )
+            for s in result.splits
+        ]  # fmt: skip
+        head = ("split", "read", "kept", "dropped", "distinct inputs", "distinct outputs", "mean", "longest")
+        self.table(head, rows, right=head[1:])
+        if result.splits:
+            self.lengths(result.splits[0], result.cutoff_len)
+            self._attributes(result.splits[0])
+        for finding in result.findings:
+            colour = {"error": "red", "warning": "yellow", "note": "dim"}[finding.severity]
+            where = f"{finding.where}: " if finding.where else ""
+            self.say(f"[{colour}]{finding.severity}:[/] {finding.count:,} × {escape(where + finding.message)}")
+            for example in finding.examples:
+                self.say(f"  [dim]{escape(_short(example, 200))}[/]")
+        if not result.findings:
+            self.say("no faults found")
+
+    def split_stats(self, stats: SplitStats, cutoff: int | None) -> None:
+        """Numbers of one dataset."""
+        self.say(f"[bold]{escape(stats.name)}[/]  read {stats.read:,} = {stats.rows:,} kept + "
+                 f"{sum(stats.dropped.values()):,} dropped; {stats.distinct_inputs:,} distinct inputs, "
+                 f"{stats.distinct_outputs:,} distinct outputs")  # fmt: skip
+        self.lengths(stats, cutoff)
+        self._attributes(stats)
+        self.say()
+
+    def lengths(self, stats: SplitStats, cutoff: int | None) -> None:
+        """A histogram of lengths, a line a bar, with the cutoff drawn where it lies."""
+        most = max((n for _, _, n in stats.histogram), default=0)
+        limit = cutoff if stats.unit == "tokens" else None
+        for low, high, n in stats.histogram:
+            if limit is not None and limit < low:
+                self.say(f"[red]{limit:>9,} ───── cutoff[/]")
+                limit = None
+            self.say(f"{low:>9,} [blue]{'█' * round(n / most * 40) or '▏' * bool(n)}[/] {n:,}")
+            if limit is not None and limit < high:
+                self.say(f"[red]{limit:>9,} ───── cutoff[/]")
+                limit = None
+        if limit is not None and stats.histogram:
+            self.say(f"[dim]{limit:>9,} ───── cutoff[/]")
+        if stats.histogram:
+            self.say(f"[dim]rows by {stats.unit}[/]")
+
+    def _attributes(self, stats: SplitStats) -> None:
+        from tunery.cli.page import values
+
+        rows = [
+            (path, f"{sum(v.values()):,}", f"{len(v):,}", values(v, 4))
+            for path, v in list(stats.attributes.items())[:20]
+        ]
+        if rows:
+            self.table(("attribute", "count", "distinct", "most frequent values"), rows, right=("count", "distinct"))
+        if len(stats.attributes) > 20:
+            self.say(f"[dim]and {len(stats.attributes) - 20:,} more: --json has all[/]")
 
     # --- reports ---
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tunery import storage
-from tunery.data.files import FORMATS, Row, file_format, read_rows
+from tunery.data.files import FORMATS, OnFault, Row, file_format, read_rows, saved_files, saved_splits, strict
 from tunery.data.layouts import Located, check_columns, converter, guess
 from tunery.data.registry import REGISTRY, Entry, nearest, parse_entry, read_registry
 from tunery.errors import ConfigError, DataError
@@ -23,27 +23,42 @@ from tunery.types import Dataset, Example
 
 
 def load(
-    name: str, dataset_dir: storage.AnyPath = ".", *, max_samples: int | None = None, labelled: bool = True
+    name: str,
+    dataset_dir: storage.AnyPath = ".",
+    *,
+    max_samples: int | None = None,
+    labelled: bool = True,
+    quarantine: list[DataError] | None = None,
 ) -> Dataset:
     """A dataset by its name in `dataset_dir`/dataset_info.json, or a data file, folder, glob or URL.
 
-    `max_samples` keeps the first rows. With `labelled=False` rows without an answer are accepted (target
-    None). Raises DataError with `where="file:line"` for rows that are not examples, StorageError for files
-    that cannot be read, ConfigError for a bad `max_samples`.
+    A folder may be one that `datasets.save_to_disk` wrote, a split of a DatasetDict being FOLDER/SPLIT. `max_samples`
+    keeps the first rows. With `labelled=False` rows without an answer are accepted (target None). Ranking pairs have
+    the chosen answer as their target and meta["rejected"]; KTO rows have meta["kto_tag"].
+
+    Raises DataError with `where="file:line"` for a row that is no example, or, given a `quarantine`, appends that
+    error to it and goes on: rows read = len(dataset) + len(quarantine). Raises StorageError for files that cannot be
+    read, ConfigError for a bad `max_samples`, DataError in any case when nothing is left.
     """
     if max_samples is not None and max_samples < 1:
         raise ConfigError(f"max_samples must be at least 1, not {max_samples}")
+    fault = strict if quarantine is None else quarantine.append
+    before = len(quarantine or ())
     entry, location = _find(name, dataset_dir)
     if entry is not None and entry.source == "hf_hub_url":
         location, parts = entry.location, [(entry.location, _hub_rows(entry))]
     else:
         files = _files(name, location, entry, dataset_dir)
-        parts = [(label := _label(file, dataset_dir), read_rows(file, label)) for file in files]
-    if entry is None:
-        entry = guess(_stem(location), parts[0][1][0][1], parts[0][0], labelled)
+        parts = [(label := _label(file, dataset_dir), read_rows(file, label, fault)) for file in files]
     rows = [(label, line, row) for label, found in parts for line, row in found]
-    examples = _examples(entry, rows, max_samples, labelled, many=len(parts) > 1)
-    return Dataset(entry.name, storage.shown(location), examples, _fingerprint(examples, rows))
+    if not rows and quarantine is not None:
+        raise quarantine[before]
+    if entry is None:
+        entry = guess(_stem(location), rows[0][2], parts[0][0], labelled)
+    examples = _examples(entry, rows, max_samples, labelled, fault, many=len(parts) > 1)
+    if not examples and quarantine is not None:
+        raise quarantine[before]
+    return Dataset(entry.name, storage.shown(location), examples, fingerprint(examples))
 
 
 def load_rows(path: storage.AnyPath) -> list[dict[str, Any]]:
@@ -101,6 +116,9 @@ def _find(name: str, dataset_dir: storage.AnyPath) -> tuple[Entry | None, str]:
 
 def _files(name: str, location: str, entry: Entry | None, dataset_dir: storage.AnyPath) -> list[str]:
     """The data files at a location, all of one format, narrowed to `entry.split` when that names one."""
+    looks_like_folder = not location.startswith(("http://", "https://")) and file_format(location) is None
+    if looks_like_folder and (splits := saved_splits(location)) is not None:
+        return saved_files(_saved_split(location, splits, entry.split if entry else None))
     found = storage.list_files(location)
     # A file named itself is kept whatever its ending is, so that a wrong one is told.
     base = os.path.basename
@@ -117,6 +135,20 @@ def _files(name: str, location: str, entry: Entry | None, dataset_dir: storage.A
         names = ", ".join(os.path.basename(f) for f in files)
         raise DataError(f"{storage.shown(location)} mixes file types: {names}", hint="name one of them: *.jsonl")
     return files
+
+
+def _saved_split(location: str, splits: Sequence[str], wanted: str | None) -> str:
+    """The folder of one saved Dataset, at a location or one below it."""
+    if not splits:
+        return location
+    chosen = wanted or (splits[0] if len(splits) == 1 else None)
+    if chosen is None or chosen not in splits:
+        what = f'has no split "{chosen}"' if chosen else "holds several splits"
+        raise DataError(
+            f"{storage.shown(location)} {what}",
+            hint=f"name one: {', '.join(storage.join(location, s) for s in splits)}",
+        )
+    return storage.join(location, chosen)
 
 
 def _of_split(entry: Entry, files: Sequence[str]) -> list[str]:
@@ -183,6 +215,7 @@ def _examples(
     rows: list[Located],
     limit: int | None,
     labelled: bool,
+    fault: OnFault,
     *,
     many: bool,
 ) -> tuple[Example, ...]:
@@ -196,10 +229,11 @@ def _examples(
     for index in _order(entry, len(rows))[:limit]:
         label, line, row = rows[index]
         try:
-            messages, target = convert(row)
+            messages, target, extra = convert(row)
         except DataError as error:
-            raise DataError(error.message, hint=error.hint, where=f"{label}:{line}") from None
-        meta = {key: value for key, value in row.items() if key not in used}
+            fault(DataError(error.message, hint=error.hint, where=f"{label}:{line}"))
+            continue
+        meta = {key: value for key, value in row.items() if key not in used} | extra
         meta["row"] = line
         if many:
             meta["file"] = label
@@ -231,19 +265,3 @@ def _own_ids(rows: Sequence[Located]) -> list[str] | None:
         return None
     texts = [str(i) for i in ids]
     return texts if len(set(texts)) == len(texts) else None
-
-
-def _fingerprint(examples: tuple[Example, ...], rows: Sequence[Located]) -> str:
-    try:
-        return fingerprint(examples)
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which is no character
-        for example in examples:
-            try:
-                fingerprint([example])
-            except UnicodeEncodeError:
-                labels = {label for label, _, _ in rows}
-                label = example.meta.get("file") or labels.pop()
-                where = f"{label}:{example.meta['row']}"
-                hint = "the row was cut inside an emoji or the like; write it again"
-                raise DataError("half a character (a lone surrogate)", where=where, hint=hint) from error
-        raise

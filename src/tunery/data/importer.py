@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tunery import storage
+from tunery.data.annotations import annotation_format
 from tunery.data.dataset import load
 from tunery.data.download import download
-from tunery.data.files import file_format, read_rows
+from tunery.data.exporter import plain_rows, write_rows
+from tunery.data.files import file_format, read_rows, saved_splits
+from tunery.data.intake import How, convert, is_annotated, unzip, write_converted, write_dropped
 from tunery.data.layouts import guess
 from tunery.data.registry import REGISTRY, nearest, parse_entry
 from tunery.errors import DataError, StorageError
@@ -56,6 +60,7 @@ class Imported:
     datasets: tuple[str, ...]
     missing: tuple[str, ...] = ()
     unchanged: bool = False  # everything was complete before
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> annotated texts that are not among the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class _Plan:
     files: tuple[str, ...]
     rows: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
+    saved: bool = False  # by Hugging Face's library: the files are its splits, rewritten as rows
+    how: How = field(default_factory=How)
 
 
 def import_dataset(
@@ -75,9 +82,14 @@ def import_dataset(
     into: storage.AnyPath,
     *,
     from_folder: storage.AnyPath | None = None,
+    how: How | None = None,
     progress: Progress | None = None,
 ) -> Imported:
     """Bring a dataset into `into`: a known one, a folder with a dataset_info.json, or one data file.
+
+    A file of annotated text (CoNLL, Label Studio, Prodigy, doccano, DocBin; also as the one file of a zip) becomes
+    rows whose outputs are its spans, as `how` says; texts with faults are left out and named, each with its reason, in
+    NAME.dropped.log: read = rows + dropped. A folder that `datasets.save_to_disk` wrote becomes a file a split.
 
     Known are "viggo" and "bikeshop"; `from_folder` takes a known one's files from a folder instead of the
     network, where some may be missing (the result says which). A file is checked before it appears in
@@ -91,8 +103,9 @@ def import_dataset(
     if done and not done["missing"] and all(_intact(folder, manifest, name) for name in done["files"]):
         rows = {name: manifest["files"][name]["rows"] for name in done["files"]}
         if (folder / REGISTRY).exists() and storage.read_json(folder / REGISTRY).keys() >= set(done["datasets"]):
-            return Imported(folder, rows, tuple(done["datasets"]), unchanged=True)
-    plan = _plan(name_or_url, from_folder)  # first, so that a wrong name leaves no folder behind
+            dropped = done.get("dropped", {})
+            return Imported(folder, rows, tuple(done["datasets"]), unchanged=True, dropped=dropped)
+    plan = _plan(name_or_url, from_folder, how or How())  # first, so that a wrong name leaves no folder behind
     with storage.FolderLock(folder / _STAGING):
         return _import(plan, folder, progress)
 
@@ -107,7 +120,7 @@ def _source(name_or_url: str) -> str:
     return known or storage.shown(name_or_url).removesuffix(f"/{REGISTRY}").rstrip("/")
 
 
-def _plan(name_or_url: str, from_folder: storage.AnyPath | None) -> _Plan:
+def _plan(name_or_url: str, from_folder: storage.AnyPath | None, how: How) -> _Plan:
     source = _source(name_or_url)
     known = KNOWN.get(source)
     if from_folder is not None:
@@ -128,10 +141,15 @@ def _plan(name_or_url: str, from_folder: storage.AnyPath | None) -> _Plan:
     if from_folder is None and not storage.is_remote(origin) and not storage.exists(origin):
         hint = nearest(name_or_url, (*KNOWN, BUNDLED)) + " (or a URL, or a folder with a dataset_info.json)"
         raise DataError(f'no known dataset "{name_or_url}"', hint=hint)
-    if file_format(origin) and not storage.shown(origin).endswith(f"/{REGISTRY}"):
+    bare = storage.shown(origin)
+    is_file = file_format(origin) or annotation_format(origin) or bare.endswith(".zip") or (how.kind and "." in bare)
+    if is_file and not bare.endswith(f"/{REGISTRY}"):
         parent, _, name = origin.rpartition("/")
         name, query, signature = name.partition("?")
-        return _Plan(source, f"{parent or '.'}{query}{signature}", {}, (name,))
+        return _Plan(source, f"{parent or '.'}{query}{signature}", {}, (name,), how=how)
+    if not storage.is_remote(origin) and (splits := saved_splits(origin)) is not None:
+        names = splits or [Path(origin).name]
+        return _Plan(source, origin, {}, tuple(f"{name}.jsonl" for name in names), saved=True)
     origin = origin.removesuffix(REGISTRY).rstrip("/") or "."
     entries = _fetch_registry(origin)
     registry = {k: v for k, v in entries.items() if parse_entry(k, v).source == "file_name"}
@@ -180,12 +198,19 @@ def _import(plan: _Plan, folder: Path, progress: Progress | None) -> Imported:
             raise _in_the_way(folder / name)
     registry = dict(plan.registry)
     rows: dict[str, int] = {}
+    dropped: Counter[str] = Counter()
     for name in names:
         if _intact(folder, manifest, name):
             rows[name] = manifest["files"][name]["rows"]
         else:
             staged = folder / _STAGING / name
             _fetch(plan, name, staged, progress)
+            if not plan.registry and not plan.saved:
+                staged, lost = _converted(plan, staged, folder)
+                name = staged.name
+                dropped.update(lost)
+                if (folder / name).exists() and not _intact(folder, manifest, name):
+                    raise _in_the_way(folder / name)
             rows[name] = _check(plan, name, staged)
             record = {"source": plan.source, "rows": rows[name], **_facts(staged)}
             # Recorded before it is moved: a crash between the two leaves a record, never an unknown file.
@@ -203,13 +228,34 @@ def _import(plan: _Plan, folder: Path, progress: Progress | None) -> Imported:
         "files": list(rows),
         "datasets": list(registry),
         "missing": missing,
+        "dropped": dropped,
     }
     storage.write_json_atomic(folder / MANIFEST, manifest)
     (folder / _STAGING / MANIFEST).unlink(missing_ok=True)
-    return Imported(folder, rows, tuple(registry), tuple(missing))
+    return Imported(folder, rows, tuple(registry), tuple(missing), dropped=dropped)
+
+
+def _converted(plan: _Plan, staged: Path, folder: Path) -> tuple[Path, dict[str, int]]:
+    """A fetched file as rows: itself, or what was annotated in it; and how many texts were dropped for which reason."""
+    if staged.suffix == ".zip":
+        archive, staged = staged, unzip(staged, staged.parent)
+        archive.unlink()
+    kind = is_annotated(str(staged), plan.how)
+    if kind is None:
+        return staged, {}
+    found = convert(str(staged), kind, plan.how)
+    target = staged.with_name(staged.name.removesuffix(".gz")).with_suffix(".jsonl")
+    staged.unlink()
+    write_converted(target, found)
+    return target, write_dropped(folder / f"{target.stem}.dropped.log", found.faults)
 
 
 def _fetch(plan: _Plan, name: str, staged: Path, progress: Progress | None) -> None:
+    if plan.saved:
+        stem = name.removesuffix(".jsonl")
+        split = storage.join(plan.origin, stem) if saved_splits(plan.origin) else plan.origin
+        write_rows(staged, plain_rows(load(split).examples, stem))
+        return
     address = _at(plan.origin, name)
     report = (lambda done, total: progress(name, done, total)) if progress else None
     if storage.is_remote(address):
@@ -247,6 +293,7 @@ def _entry_of(path: Path, name: str) -> dict[str, Any]:
     _, row = read_rows(str(path), name)[0]
     entry = guess(name.partition(".")[0], row, name, labelled=True)
     raw: dict[str, Any] = {"file_name": name, "formatting": entry.formatting, "columns": dict(entry.columns)}
+    raw |= {"ranking": True} if entry.ranking else {}
     return {entry.name: raw | ({"tags": dict(entry.tags)} if entry.tags else {})}
 
 

@@ -11,13 +11,30 @@ from tunery.data.registry import ALPACA_COLUMNS, REGISTRY, TAGS, Entry, nearest
 from tunery.errors import DataError
 from tunery.types import Message, Role
 
-Turns = tuple[tuple[Message, ...], str | None]  # (messages up to the answer, the answer)
+# (messages up to the answer, the answer, what else of the row's own columns has a meaning here)
+Turns = tuple[tuple[Message, ...], str | None, dict[str, Any]]
 Located = tuple[str, int, dict[str, Any]]  # (file as errors name it, line, columns)
 
 
 def converter(entry: Entry, labelled: bool) -> Callable[[dict[str, Any]], Turns]:
     """The function that turns one row into messages and answer. It raises DataError without a place."""
-    return _alpaca(entry, labelled) if entry.formatting == "alpaca" else _chat(entry, labelled)
+    convert = _alpaca(entry, labelled) if entry.formatting == "alpaca" else _chat(entry, labelled)
+    column = entry.columns.get("kto_tag")
+    if column is None:
+        return convert
+
+    def tagged(row: dict[str, Any]) -> Turns:
+        messages, target, extra = convert(row)
+        tag = _TRUTHS.get(str(row.get(column)).lower())
+        if tag is None:
+            hint = f"true for an answer to imitate, false for one to avoid; columns.kto_tag in {REGISTRY} names it"
+            raise DataError(f'field "{column}" is neither true nor false', hint=hint)
+        return messages, target, {**extra, "kto_tag": tag}
+
+    return tagged
+
+
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}  # a CSV has them as text
 
 
 def check_columns(entry: Entry, rows: Sequence[Located], labelled: bool) -> None:
@@ -26,7 +43,7 @@ def check_columns(entry: Entry, rows: Sequence[Located], labelled: bool) -> None
     if entry.formatting == "alpaca":
         if "prompt" not in columns and "query" not in columns:
             raise DataError(f'dataset "{entry.name}": columns names neither prompt nor query', where=REGISTRY)
-        if labelled and "response" not in columns:
+        if labelled and not entry.ranking and "response" not in columns:
             hint = "add columns.response: the column that holds the answer"
             raise DataError(f'dataset "{entry.name}": columns has no response', where=REGISTRY, hint=hint)
     if entry.mapped:
@@ -73,25 +90,31 @@ def _answer(target: str, column: str, labelled: bool) -> str | None:
 
 def _alpaca(entry: Entry, labelled: bool) -> Callable[[dict[str, Any]], Turns]:
     columns = entry.columns
-    prompt, query, response = (columns.get(key) for key in ("prompt", "query", "response"))
+    prompt, query = columns.get("prompt"), columns.get("query")
+    answer = "chosen" if entry.ranking else "response"
+    response, rejected = columns.get(answer), columns.get("rejected") if entry.ranking else None
     system, history = columns.get("system"), columns.get("history")
 
     def convert(row: dict[str, Any]) -> Turns:
         if prompt and prompt not in row:
             raise _missing(prompt, "prompt", row)
-        if labelled and response and response not in row:
-            raise _missing(response, "response", row)
+        for column, key in ((response, answer), (rejected, "rejected")):
+            if labelled and column and column not in row:
+                raise _missing(column, key, row)
         # An empty part is left out together with its line end.
-        parts = [part for part in (_text(row, prompt, "prompt"), _text(row, query, "query")) if part]
-        user = "\n".join(parts)
+        instruction, text = _text(row, prompt, "prompt"), _text(row, query, "query")
+        user = f"{instruction}\n{text}" if instruction and text else instruction or text
         if not user.strip():
             raise DataError(f"empty prompt: no text in {' or '.join(filter(None, (prompt, query)))}")
         messages = [Message("system", first)] if (first := _text(row, system, "system")) else []
         if history and row.get(history):
             messages += _history(row[history], history)
         messages.append(Message("user", user))
-        target = _answer(_text(row, response, "response"), response, labelled) if response else None
-        return tuple(messages), target
+        target = _answer(_text(row, response, answer), response, labelled) if response else None
+        extra: dict[str, Any] = {"query_at": len(instruction) + 1} if instruction and text else {}
+        if rejected:
+            extra["rejected"] = _answer(_text(row, rejected, "rejected"), rejected, labelled)
+        return tuple(messages), target, extra
 
     return convert
 
@@ -128,6 +151,21 @@ def _chat(entry: Entry, labelled: bool) -> Callable[[dict[str, Any]], Turns]:
     }
     follows = {**_NEXT, "tool": ("assistant", "tool")} if entry.formatting == "openai" else _NEXT
 
+    def answer(row: dict[str, Any], key: str) -> str | None:
+        """The content of one answer of a pair, which is a message of its own."""
+        name = entry.columns[key]
+        if name not in row:
+            raise _missing(name, key, row)
+        turn = row[name]
+        if isinstance(turn, list) and len(turn) == 1:
+            (turn,) = turn
+        if not isinstance(turn, str):
+            try:
+                turn = _turn(turn, 1, role_tag, content_tag, roles).content
+            except DataError as error:
+                raise DataError(f'field "{name}": {error.message}', hint=error.hint) from None
+        return _answer(turn, name, labelled)
+
     def convert(row: dict[str, Any]) -> Turns:
         if column not in row:
             raise _missing(column, "messages", row)
@@ -148,11 +186,15 @@ def _chat(entry: Entry, labelled: bool) -> Callable[[dict[str, Any]], Turns]:
             last = message.role
         if messages[0].role != "system" and (first := _text(row, system, "system")):
             messages.insert(0, Message("system", first))
+        if entry.ranking:
+            if last not in ("user", "tool"):
+                raise DataError(f"the last message is from {last}, but the answers are in columns of their own")
+            return tuple(messages), answer(row, "chosen"), {"rejected": answer(row, "rejected")}
         if last == "assistant":
-            return tuple(messages[:-1]), _answer(messages[-1].content, column, labelled)
+            return tuple(messages[:-1]), _answer(messages[-1].content, column, labelled), {}
         if labelled or last == "system":
             raise DataError(f"the last message is from {last}, so there is no answer to learn")
-        return tuple(messages), None
+        return tuple(messages), None, {}
 
     return convert
 
@@ -180,19 +222,29 @@ def _turn(turn: Any, number: int, role_tag: str, content_tag: str, roles: dict[s
 
 def guess(name: str, row: dict[str, Any], label: str, labelled: bool) -> Entry:
     """The layout of an unregistered file, from its first row."""
+    ranking = "chosen" in row and "rejected" in row
+    extra = {key: key for key in ("system", "kto_tag") if key in row}
+    if ranking:
+        extra |= {"chosen": "chosen", "rejected": "rejected"}
     for column in ("messages", "conversations"):
         turns = row.get(column)
         if isinstance(turns, list):
             first = turns[0] if turns and isinstance(turns[0], dict) else {}
             openai = "role" in first or (column == "messages" and "from" not in first)
             formatting = "openai" if openai else "sharegpt"
-            return Entry(name, "file_name", label, formatting, {"messages": column}, TAGS[formatting])
-    extra = {key: key for key in ("system", "history") if key in row}
+            columns = {"messages": column, **extra}
+            return Entry(name, "file_name", label, formatting, columns, TAGS[formatting], ranking=ranking)
+    if "history" in row:
+        extra["history"] = "history"
     columns = {key: column for key, column in ALPACA_COLUMNS.items() if column in row}
+    if ranking and "prompt" in row and not columns:
+        columns = {"prompt": "prompt"}  # TRL's name
+    if not columns.keys() & {"prompt", "query"} and isinstance(row.get("text"), str) and "output" in row:
+        columns["query"] = "text"  # as a batch over a column "text" leaves its answers
     if "prompt" in columns or "query" in columns:
-        if labelled:
+        if labelled and not ranking:
             columns["response"] = ALPACA_COLUMNS["response"]  # rows without it are reported by their line
-        return Entry(name, "file_name", label, "alpaca", {**columns, **extra})
+        return Entry(name, "file_name", label, "alpaca", {**columns, **extra}, ranking=ranking)
     raise DataError(
         f"cannot tell the layout from its columns: {', '.join(row) or 'none'}",
         where=label,

@@ -18,9 +18,20 @@ SOURCES = (
     "cloud_file_name",
     "file_name",
 )  # the first one there wins
-COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools")
-_KEYS = (*SOURCES, "formatting", "columns", "tags", "num_samples", "split", "subset", "folder", "revision")
-_OTHER_STAGES = ("ranking", "images", "videos", "audios", "chosen", "rejected", "kto_tag")
+COLUMNS = (
+    "prompt",
+    "query",
+    "response",
+    "history",
+    "messages",
+    "system",
+    "tools",
+    "chosen",
+    "rejected",
+    "kto_tag",
+)
+_KEYS = (*SOURCES, "formatting", "ranking", "columns", "tags", "num_samples", "split", "subset", "folder", "revision")
+_OTHER_STAGES = ("images", "videos", "audios")
 
 ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 TAGS = {
@@ -55,6 +66,7 @@ class Entry:
     formatting: str
     columns: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
+    ranking: bool = False  # rows are pairs: a chosen and a rejected answer
     mapped: bool = False  # whether the entry names its columns itself
     num_samples: int | None = None
     split: str | None = None
@@ -74,6 +86,9 @@ def read_registry(dataset_dir: storage.AnyPath) -> dict[str, Any]:
     raw = storage.read_json(path)
     if not isinstance(raw, dict):
         raise DataError("must be an object: dataset name -> entry", where=storage.shown(path))
+    if "features" in raw and "file_name" not in str(raw):
+        hint = "name the folder itself: it is read as the dataset that it is"
+        raise DataError("is of a dataset saved by Hugging Face's library", where=storage.shown(path), hint=hint)
     return raw
 
 
@@ -87,7 +102,7 @@ def parse_entry(name: str, raw: Any, where: str = REGISTRY) -> Entry:
         raise fail("its entry must be an object")
     for key in raw:
         if key in _OTHER_STAGES and raw[key]:
-            raise fail(f'"{key}" is not supported', "only supervised text examples are")
+            raise fail(f'"{key}" is not supported', "only text is")
         if key not in _KEYS and key not in _OTHER_STAGES:
             raise fail(f'unknown key "{key}"', nearest(key, _KEYS))
     formatting = raw.get("formatting", "alpaca")
@@ -102,11 +117,16 @@ def parse_entry(name: str, raw: Any, where: str = REGISTRY) -> Entry:
     samples = raw.get("num_samples")
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise fail(f'"num_samples" must be a positive whole number, not {samples!r}')
+    ranking = raw.get("ranking") or False
+    if not isinstance(ranking, bool):
+        raise fail('"ranking" must be true or false')
     default_tags = TAGS.get(formatting, TAGS["sharegpt"])
     columns = _names(raw, "columns", (*COLUMNS, *_OTHER_STAGES), fail)
     for key in columns:
         if key in _OTHER_STAGES:
-            raise fail(f"columns.{key} is not supported", "only supervised text examples are")
+            raise fail(f"columns.{key} is not supported", "only text is")
+    if ranking and not (columns.get("chosen") and columns.get("rejected")):
+        raise fail("ranking needs columns.chosen and columns.rejected", "map both to the columns that hold the answers")
     return Entry(
         name=name,
         source=source,
@@ -114,6 +134,7 @@ def parse_entry(name: str, raw: Any, where: str = REGISTRY) -> Entry:
         formatting=formatting,
         columns=_default_columns(formatting, columns),
         tags={**default_tags, **_names(raw, "tags", tuple(default_tags), fail)},
+        ranking=ranking,
         mapped="columns" in raw,
         num_samples=samples,
         split=raw.get("split"),

@@ -180,3 +180,23 @@ def common_turns(examples: Sequence[Example]) -> tuple[str | None, str | None]:
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     instruction, newline, _ = first[:same].rpartition("\n")
     return systems.pop() if len(systems) == 1 else None, instruction if newline and len(set(users)) > 1 else None
+
+
+def query_at(example: Example) -> int | None:
+    """Where an Alpaca row's input begins in its user turn, after instruction and line break; None without both."""
+    at = example.meta.get("query_at")
+    text = example.messages[-1].content
+    fits = isinstance(at, int) and 1 < at < len(text) and text[at - 1] == "\n"  # a row may have such a column itself
+    return at if fits else None
+
+
+def inputs(examples: Sequence[Example]) -> list[str]:
+    """The text of each example that its answer is about: its input, without the instruction before it."""
+    _, instruction = common_turns(examples)
+    out = []
+    for example in examples:
+        at = query_at(example)
+        if at is None and instruction is not None and example.text.startswith(f"{instruction}\n"):
+            at = len(instruction) + 1
+        out.append(example.text[at or 0 :])
+    return out

@@ -80,6 +80,9 @@ def _encode(
 ) -> tuple[list[Example], list[Row]]:
     limit = min(spec.cutoff_len or base.context, base.context)
     examples = list(data.examples)
+    if bad := sum(e.meta.get("kto_tag") is False for e in examples):
+        hint = "leave them out: tunery data export NAME good.jsonl --to alpaca"
+        raise DataError(f"{bad:,} answers of {data.name} are tagged as ones to avoid; this would learn them", hint=hint)
     rows = template.rows(examples)
     over = [r for r in rows if len(r) > limit]
     if not over:
