@@ -362,6 +362,8 @@ def test_values_that_the_function_form_cannot_hold_are_written_as_json(tmp_path:
     )
     again = import_dataset(str(tmp_path / "a.jsonl"), tmp_path / "function", how=How(form="function"))
     assert (again.unchanged, again.dropped) == (True, done.dropped)
+    with pytest.raises(StorageError, match="another format, form or text"):
+        import_dataset(str(tmp_path / "a.jsonl"), tmp_path / "function", how=How(form="json"))
 
 
 BAD_ANNOTATIONS = [
