@@ -214,6 +214,11 @@ def test_damaged_folders_say_what_is_wrong(tmp_path: Path):
     (tmp_path / "a" / "state.json").write_text('{"_data_files": [{"filename": "../../etc/passwd"}]}')
     with pytest.raises(DataError, match="names no data files"):
         load(str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    for splits in ('["../../evil"]', "[]", "{}", '[".."]', "[7]"):
+        (tmp_path / "b" / "dataset_dict.json").write_text(f'{{"splits": {splits}}}')
+        with pytest.raises(DataError, match="names no splits"):
+            import_dataset(str(tmp_path / "b"), tmp_path / "in")
     with pytest.raises(DataError, match="saved by Hugging Face's library"):
         load("train", tmp_path / "a")
 
