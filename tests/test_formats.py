@@ -238,7 +238,7 @@ def annotated() -> list[Annotated]:
     out = []
     for i, (text, found) in enumerate(TEXTS):
         spans = [(text.index(s), text.index(s) + len(s), label, s) for s, label in found]
-        out.append(checked(text, spans, id=i))
+        out.append(checked(text, spans, {"id": i}))
     return out
 
 
@@ -379,6 +379,7 @@ BAD_ANNOTATIONS = [
     ("doccano", {"text": "abc", "label": ["X"]}, "not [start, end, label]"),
     ("doccano", {"text": " ", "label": []}, "holds no text"),
     ("doccano", {"text": "abc"}, 'no "label"'),
+    ("doccano", {"text": "abc", "spans": 7, "meta": 1, "label": [[0, 9, "X"]]}, "lies outside the text"),
     ("prodigy", {"text": "abc", "spans": [{"start": 0, "end": 1, "label": "X"}], "answer": "reject"}, "reject"),
     ("prodigy", {"text": "abc", "spans": [{"start": -1, "end": 1, "label": "X"}]}, "lies outside"),
     ("prodigy", {"text": "abc", "spans": [{"start": True, "end": 1, "label": "X"}]}, "not whole numbers"),
