@@ -214,6 +214,11 @@ def test_damaged_folders_say_what_is_wrong(tmp_path: Path):
     (tmp_path / "a" / "state.json").write_text('{"_data_files": [{"filename": "../../etc/passwd"}]}')
     with pytest.raises(DataError, match="names no data files"):
         load(str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    for splits in ('["../../evil"]', "[]", "{}", '[".."]', "[7]"):
+        (tmp_path / "b" / "dataset_dict.json").write_text(f'{{"splits": {splits}}}')
+        with pytest.raises(DataError, match="names no splits"):
+            import_dataset(str(tmp_path / "b"), tmp_path / "in")
     with pytest.raises(DataError, match="saved by Hugging Face's library"):
         load("train", tmp_path / "a")
 
@@ -233,7 +238,7 @@ def annotated() -> list[Annotated]:
     out = []
     for i, (text, found) in enumerate(TEXTS):
         spans = [(text.index(s), text.index(s) + len(s), label, s) for s, label in found]
-        out.append(checked(text, spans, id=i))
+        out.append(checked(text, spans, {"id": i}))
     return out
 
 
@@ -362,6 +367,8 @@ def test_values_that_the_function_form_cannot_hold_are_written_as_json(tmp_path:
     )
     again = import_dataset(str(tmp_path / "a.jsonl"), tmp_path / "function", how=How(form="function"))
     assert (again.unchanged, again.dropped) == (True, done.dropped)
+    with pytest.raises(StorageError, match="another format, form or text"):
+        import_dataset(str(tmp_path / "a.jsonl"), tmp_path / "function", how=How(form="json"))
 
 
 BAD_ANNOTATIONS = [
@@ -372,6 +379,7 @@ BAD_ANNOTATIONS = [
     ("doccano", {"text": "abc", "label": ["X"]}, "not [start, end, label]"),
     ("doccano", {"text": " ", "label": []}, "holds no text"),
     ("doccano", {"text": "abc"}, 'no "label"'),
+    ("doccano", {"text": "abc", "spans": 7, "meta": 1, "label": [[0, 9, "X"]]}, "lies outside the text"),
     ("prodigy", {"text": "abc", "spans": [{"start": 0, "end": 1, "label": "X"}], "answer": "reject"}, "reject"),
     ("prodigy", {"text": "abc", "spans": [{"start": -1, "end": 1, "label": "X"}]}, "lies outside"),
     ("prodigy", {"text": "abc", "spans": [{"start": True, "end": 1, "label": "X"}]}, "not whole numbers"),

@@ -117,7 +117,7 @@ def _prodigy(row: dict[str, Any]) -> Annotated:
         raise DataError(f'its answer is "{answer}"', hint="only accepted rows are examples")
     spans = _objects(row.get("spans") or [], "spans")
     found = ((s.get("start"), s.get("end"), s.get("label"), s.get("text")) for s in spans)
-    return checked(_text_of(row), found, **_rest(row, "text", "spans", "tokens", "answer"))
+    return checked(_text_of(row), found, _rest(row, "text", "spans", "tokens", "answer"))
 
 
 def _doccano(row: dict[str, Any]) -> Annotated:
@@ -132,7 +132,7 @@ def _doccano(row: dict[str, Any]) -> Annotated:
             found.append((*item, None))
         else:
             raise DataError(f"a label is {json.dumps(item)[:60]}, not [start, end, label]")
-    return checked(_text_of(row), found, **_rest(row, "text", used))
+    return checked(_text_of(row), found, _rest(row, "text", used))
 
 
 def _label_studio(row: dict[str, Any]) -> Annotated:
@@ -169,7 +169,7 @@ def _regions(text: str, regions: Sequence[dict[str, Any]], meta: dict[str, Any])
             other.append(region)  # relations, choices: kept, though no span
             continue
         spans += [(value.get("start"), value.get("end"), label, value.get("text")) for label in labels]
-    return checked(text, spans, **meta, **({"other_results": other} if other else {}))
+    return checked(text, spans, meta | ({"other_results": other} if other else {}))
 
 
 def _as_prodigy(name: str, a: Annotated) -> str:
@@ -254,7 +254,7 @@ def _read_conll(path: str, label: str, fault: OnFault) -> Iterator[Found]:
         elif sentence:
             text = " ".join(token for token, _ in sentence)
             spans = ((s.start, s.end, s.label, None) for s in _untag(sentence))
-            yield f"{label}:{first}", checked(text, spans, tokens=[token for token, _ in sentence])
+            yield f"{label}:{first}", checked(text, spans, {"tokens": [token for token, _ in sentence]})
         sentence, error = [], None
 
 

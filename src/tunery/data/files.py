@@ -314,7 +314,10 @@ def saved_splits(folder: storage.AnyPath) -> list[str] | None:
     if storage.exists(path := storage.join(folder, "dataset_dict.json")):
         found = storage.read_json(path)
         splits = found.get("splits") if isinstance(found, dict) else None
-        return [s for s in splits if isinstance(s, str)] if isinstance(splits, list) else []
+        names = splits if isinstance(splits, list) else []
+        if not names or not all(isinstance(s, str) and s and os.path.basename(s) == s and s[0] != "." for s in names):
+            raise DataError("names no splits", where=storage.shown(path), hint="save the dataset again")
+        return names
     return [] if storage.exists(storage.join(folder, "state.json")) else None
 
 

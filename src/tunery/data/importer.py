@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,16 @@ def import_dataset(
     folder = storage.local(into)
     manifest = _read_manifest(folder / MANIFEST)
     done = manifest["sources"].get(_source(name_or_url))
+    how = how or How()
+    if done and done.get("how", asdict(How())) != asdict(how):
+        hint = "import into another folder, so that nobody takes the one for the other"
+        raise StorageError(f"{folder} has {name_or_url} already, imported with another format, form or text", hint=hint)
     if done and not done["missing"] and all(_intact(folder, manifest, name) for name in done["files"]):
         rows = {name: manifest["files"][name]["rows"] for name in done["files"]}
         if (folder / REGISTRY).exists() and storage.read_json(folder / REGISTRY).keys() >= set(done["datasets"]):
             dropped = done.get("dropped", {})
             return Imported(folder, rows, tuple(done["datasets"]), unchanged=True, dropped=dropped)
-    plan = _plan(name_or_url, from_folder, how or How())  # first, so that a wrong name leaves no folder behind
+    plan = _plan(name_or_url, from_folder, how)  # first, so that a wrong name leaves no folder behind
     with storage.FolderLock(folder / _STAGING):
         return _import(plan, folder, progress)
 
@@ -229,6 +233,7 @@ def _import(plan: _Plan, folder: Path, progress: Progress | None) -> Imported:
         "datasets": list(registry),
         "missing": missing,
         "dropped": dropped,
+        "how": asdict(plan.how),
     }
     storage.write_json_atomic(folder / MANIFEST, manifest)
     (folder / _STAGING / MANIFEST).unlink(missing_ok=True)

@@ -39,7 +39,7 @@ class Annotated:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def checked(text: str, spans: Iterable[tuple[Any, Any, Any, Any]], **meta: Any) -> Annotated:
+def checked(text: str, spans: Iterable[tuple[Any, Any, Any, Any]], meta: Mapping[str, Any] | None = None) -> Annotated:
     """An Annotated from (start, end, label, surface or None) as a file has them; raises DataError for what cannot be.
 
     Some tools count UTF-16 units, as JavaScript does, where an emoji counts twice. Where the surface is given it
@@ -62,7 +62,7 @@ def checked(text: str, spans: Iterable[tuple[Any, Any, Any, Any]], **meta: Any) 
         if not 0 <= start < end <= len(text):
             raise DataError(f"the span {start}-{end} lies outside the text (0-{len(text)})")
         found.append(Span(start, end, label.strip()))
-    return Annotated(text, tuple(sorted(found)), meta)
+    return Annotated(text, tuple(sorted(found)), meta or {})
 
 
 # --- spans to target -------------------------------------------------------------------------------------
