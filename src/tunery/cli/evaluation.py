@@ -133,13 +133,14 @@ def compare(
     if found["left_out"]:
         screen.say(f"[yellow]note:[/] {found['left_out']:,} rows are in one evaluation only and were left out")
     screen.table(
-        ("metric", f"A: {found['a']}", f"B: {found['b']}", "B - A", "p", "test"),
+        ("metric", f"A: {found['a']}", f"B: {found['b']}", "B - A", "95 %", "p"),
         [
-            (n, f"{m['a']:.3f}", f"{m['b']:.3f}", f"{m['difference']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}]",
-             f"{m['p']:.3f}", m["test"])
+            (n, f"{m['a']:.3f}", f"{m['b']:.3f}", f"{m['difference']:+.3f}", f"{m['low']:+.3f} {m['high']:+.3f}",
+             f"{m['p']:.3f}")
             for n, m in found["metrics"].items()
         ],
     )  # fmt: skip
+    screen.say("p: McNemar's test for exact_match, the paired bootstrap for the others")
     screen.say(f"exactly right by A alone: {len(found['only_a'])} rows, by B alone: {len(found['only_b'])}")
     for name, meaning in found["definitions"].items():
         screen.say(f"[dim]{name}: {meaning}[/]")

@@ -11,14 +11,20 @@ from tunery.data.augment import made_up
 from tunery.tasks import Profile, Task
 from tunery.types import Example, Message
 
+_NAME = re.compile(r"[A-Z][A-Za-z]{2}|[A-Z]+\d")
+_CALENDAR = re.compile(
+    r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|march|april|june|july|august|(?:septem|octo|novem|decem)ber",
+    re.IGNORECASE,
+)
+
 
 def with_unseen_names(
     task: Task, examples: Sequence[Example], profile: Profile, instruction: str | None, *, seed: int = 0
 ) -> dict[int, Example]:
     """By row index, examples whose copied values are replaced by made-up ones of the same shape, in text and target.
 
-    A value is replaced where it has letters, stands exactly once in the row's own text and once in its target, and
-    the target means the same but for it. Rows without such a value are left out.
+    A value is replaced where it has a capital letter and is no date, stands exactly once in the row's own text and
+    once in its target, and the target means the same but for it. Rows without such a value are left out.
     """
     rng = random.Random(seed)
     copied = {path: a for path, a in profile.attributes.items() if a.kind == "copied"}
@@ -33,7 +39,7 @@ def with_unseen_names(
         text, target = content.removeprefix(before), example.target or ""
         for path, value in structure.slots:
             name = task.attribute(path)
-            if name not in copied or not re.search(r"[A-Za-z]{3}", value):
+            if name not in copied or not _NAME.search(value) or _CALENDAR.search(value):
                 continue
             word = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
             if len(word.findall(text)) != 1 or len(word.findall(target)) != 1:

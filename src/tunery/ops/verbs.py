@@ -336,7 +336,14 @@ def compare(a: str, b: str, *, project: AnyProject = None) -> Comparison:
     (one, label_a), (two, label_b) = find_report(project, a), find_report(project, b)
     if one["task"] != two["task"]:
         raise ConfigError(f'{a} was scored as "{one["task"]}", {b} as "{two["task"]}"')
-    return run_comparison(task_by_name(one["task"]), one, two, label_a=label_a, label_b=label_b)
+    try:
+        profile = registry.profile_of(registry.get(Path(project.home), two["record"]["model"]["ref"]))
+    except (RunError, KeyError, TypeError):  # a report from elsewhere: values are judged by the text alone
+        profile = None
+    if profile and profile.task != two["task"]:
+        profile = None
+    task = task_by_name(two["task"])
+    return run_comparison(task, one, two, label_a=label_a, label_b=label_b, profile=profile)
 
 
 def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchResult:
