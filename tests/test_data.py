@@ -395,19 +395,19 @@ def test_the_hub_asks_for_its_library(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "pip install datasets" in (error.hint or "")
 
 
-def test_five_thousand_rows_load_and_check_at_once(tmp_path: Path):
+def test_loading_and_checking_rows_imports_nothing_heavy(tmp_path: Path):
     long = "Given a sentence, construct its meaning representation as a single function. " * 9
     write(tmp_path / "a.jsonl", [row | {"instruction": long} for row in rows_of(5103)])
     code = (
-        "import sys, time; from tunery.data import check, load\n"
-        "start = time.process_time(); check([load(sys.argv[1])]); print(time.process_time() - start)\n"
+        "import sys; from tunery.data import check, load\n"
+        "print(check([load(sys.argv[1])]).splits[0].rows)\n"
         "heavy = {'torch', 'pandas', 'pyarrow', 'transformers', 'ray', 'fsspec'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.jsonl")], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 1.5
+    assert int(done.stdout) == 5103
 
 
 # --- check ---
