@@ -18,7 +18,7 @@ train:
   model_name_or_path: tunery-base   # the small base that ships with Tunery; any Hugging Face folder or id works
   dataset_dir: {dataset_dir}
   dataset: {train}
-{eval_line}  num_train_epochs: 2     # enough for a first look; 5 and more get closer to the best
+{eval_line}  num_train_epochs: 1.5   # enough for a first look; 5 and more get closer to the best
   # lora_rank, learning_rate, ... : left out, they take what suits the base
 
 eval:
