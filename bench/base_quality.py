@@ -25,8 +25,9 @@ from tunery.config import BUNDLED_DEFAULTS, TrainSpec, apply_sets, parse
 from tunery.data import load
 from tunery.data.template import Template
 from tunery.tasks import infer_task, score_rows
-from tunery.training.loop import Hooks, Job, fit
-from tunery.training.packing import common_prefix
+from tunery.training.batches import Job, single
+from tunery.training.loop import Hooks, fit
+from tunery.training.packing import prefix_groups
 from tunery.types import Example
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,10 +82,15 @@ def main() -> None:
             chosen = random.Random(seed).sample(chosen, args.rows)
         spec = parse(TrainSpec, values | {"model_name_or_path": args.base, "seed": seed, "dataset": args.train})
         spec = spec.model_copy(
-            update={"lora_alpha": spec.lora_alpha or 2 * (spec.lora_rank or 8), "eval_strategy": "no"}
+            update={
+                "lora_alpha": spec.lora_alpha or 2 * (spec.lora_rank or 8),
+                "eval_strategy": "no",
+                "packing": "shared_prefix",
+            }
         )
         rows = template.rows(chosen)
-        job = Job(spec, chosen, rows, (), common_prefix([r.prompt for r in rows]))
+        groups = prefix_groups([r.prompt for r in rows], spec.batch_rows)
+        job = Job(spec, single(rows), groups, examples=chosen)
         began = time.time()
         with tempfile.TemporaryDirectory() as scratch:
             last: list[Path] = []

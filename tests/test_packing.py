@@ -7,8 +7,10 @@ from transformers import Qwen2Config as Q2
 
 from tunery.config import TrainSpec, resolve_train
 from tunery.data.template import Row
-from tunery.training.loop import build_model, supervised_loss
-from tunery.training.packing import build_pack, common_prefix, make_packs
+from tunery.training.batches import single
+from tunery.training.model import build_model
+from tunery.training.objectives import Supervised, log_probabilities
+from tunery.training.packing import build_pack, common_prefix, make_packs, prefix_groups
 
 SMALL = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -44,7 +46,7 @@ def model(request, tmp_path_factory):
 
 def loss_and_gradient(model, packs):
     model.zero_grad()
-    total = torch.stack([supervised_loss(model, pack) for pack in packs]).sum()
+    total = torch.stack([Supervised().loss(model, pack)[0] for pack in packs]).sum()
     total.backward()
     return total.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
@@ -54,12 +56,12 @@ def test_packed_equals_unpacked(model, train_on_prompt):
     data = rows()
     prefix = common_prefix([r.prompt for r in data])
     assert prefix == 20
-    alone = [build_pack([r], 0, train_on_prompt=train_on_prompt) for r in data]
+    alone = [build_pack([(r,)], 0, train_on_prompt=train_on_prompt) for r in data]
     loss, gradient = loss_and_gradient(model, alone)
     for how in (
-        make_packs(data, prefix, 9999, train_on_prompt=train_on_prompt),
-        make_packs(data, prefix, 60, train_on_prompt=train_on_prompt),
-        make_packs(data, 0, 9999, train_on_prompt=train_on_prompt),
+        make_packs(single(data), prefix, 9999, train_on_prompt=train_on_prompt),
+        make_packs(single(data), prefix, 60, train_on_prompt=train_on_prompt),
+        make_packs(single(data), 0, 9999, train_on_prompt=train_on_prompt),
     ):
         packed_loss, packed_gradient = loss_and_gradient(model, list(how))
         assert packed_loss == pytest.approx(loss, rel=1e-5)
@@ -69,7 +71,7 @@ def test_packed_equals_unpacked(model, train_on_prompt):
 def test_unpacked_equals_transformers_and_peft(model):
     """The reference is PEFT's own forward with transformers' attention and its labels, -100 on the prompt."""
     row = rows()[-1]
-    ours = supervised_loss(model, build_pack([row], 0)).item()
+    ours = Supervised().loss(model, build_pack([(row,)], 0))[0].item()
     fused = [(m, m.__dict__.pop("forward")) for m in model.modules() if "forward" in m.__dict__]
     assert fused
     model.base_model.model.set_attn_implementation("eager")
@@ -85,7 +87,7 @@ def test_unpacked_equals_transformers_and_peft(model):
 
 def test_packs_hold_every_row_once_and_stay_within_the_limit():
     data = rows(n=9)
-    packs = list(make_packs(data, 20, 90))
+    packs = list(make_packs(single(data), 20, 90))
     assert sum(p.rows for p in packs) == 9
     assert all(p.ids.numel() <= 90 or p.rows == 1 for p in packs)
     assert sum(len(p.labels) for p in packs) == sum(len(r.target) for r in data)

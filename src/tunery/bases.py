@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Base:
     digest: str
     context: int
     architecture: str
+    config: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # config.json
 
 
 def bundled_path() -> Path:
@@ -49,7 +50,7 @@ def find_base(name: str) -> Base:
     context = int(
         config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings") or 2048
     )
-    return Base(name, path, _digest(path), context, architecture)
+    return Base(name, path, _digest(path), context, architecture, config)
 
 
 def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:

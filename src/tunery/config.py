@@ -56,7 +56,7 @@ class TrainSpec(Spec):
     train_on_prompt: bool = False
     entity_swap: float = Field(default=0.0, ge=0, le=1)
     task: str | None = None  # "function", "json", "label", "text" or "module:Class"; None: inferred from the rows
-    packing: Literal["auto", "shared_prefix", "none"] = "auto"
+    packing: Literal["auto", "shared_prefix", "sequence", "none"] = "auto"
     # output
     output_dir: str | None = None
     logging_steps: int = Field(default=10, ge=1)
@@ -81,7 +81,9 @@ class TrainSpec(Spec):
     max_grad_norm: float = Field(default=1.0, ge=0)
     bf16: bool | None = None  # None: where the hardware has it
     fp16: bool = False
+    fp8: bool = False  # the frozen base's products in fp8 (GPUs of compute capability 8.9 and up)
     gradient_checkpointing: bool | None = None
+    torch_compile: bool | None = None  # None: on a GPU
     seed: int = 42
     resume_from_checkpoint: str | bool | None = None
     # Ray
@@ -110,7 +112,7 @@ BUNDLED_DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 GENERAL_DEFAULTS: Mapping[str, Any] = {
     "lora_rank": 8, "learning_rate": 5e-5, "per_device_train_batch_size": 8, "num_train_epochs": 3.0,
-    "adam_beta2": 0.999, "template": "auto", "cutoff_len": 2048, "gradient_checkpointing": True,
+    "adam_beta2": 0.999, "template": "auto", "cutoff_len": 2048,
 }  # fmt: skip
 
 

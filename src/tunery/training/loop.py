@@ -1,4 +1,4 @@
-"""The training loop: LoRA on packs, one process a device, plain PyTorch. It knows nothing of Ray.
+"""The training loop: one process a device, plain PyTorch. It knows nothing of Ray.
 
 The optimizer batch is `batch_rows` rows whatever the number of workers or packs: each worker takes its share of the
 rows, sums the loss over its supervised tokens, and divides by the number of such tokens in the whole batch.
@@ -10,47 +10,43 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunery.bases import find_base
 from tunery.config import TrainSpec
-from tunery.data.augment import Swapper
-from tunery.data.template import Row, Template
-from tunery.errors import ModelError, TrainError
-from tunery.training.lora import fuse
-from tunery.training.packing import Pack, make_packs, register_attention
-from tunery.types import Example
+from tunery.errors import TrainError
+from tunery.training.batches import Batches, Job, Packer
+from tunery.training.certificate import Certificate, certify
+from tunery.training.model import (
+    MemoryPerToken,
+    build_model,
+    checkpoint_activations,
+    compute_dtype,
+    transformers_model,
+)
+from tunery.training.objectives import Objective, objective_of
+from tunery.training.packing import Pack
 
 STATE_FILE = "trainer_state.pt"
-# Tokens a pack: on CPU the padded attention batch grows with it, on GPU kernels want it large.
-PACK_TOKENS = {"cpu": 2048, "cuda": 4096}
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a worker needs; picklable. `train` are examples because augmentation works on text."""
-
-    spec: TrainSpec  # resolved
-    train: Sequence[Example]
-    rows: Sequence[Row]  # `train`, encoded
-    eval_rows: Sequence[Row]
-    prefix: int  # length of the common beginning of all prompts
-    resume_from: str | None = None
+CPU_PACK_TOKENS = 2048  # the padded batch of attention grows with it
+GPU_PACK_TOKENS = 1024, 16384  # kernels want it large; how large is measured
+CERTIFIED_ROWS = 8
 
 
 @dataclass
 class Hooks:
-    """What the loop tells the outside. `log` gets one flat dict a line; `save` a finished checkpoint folder."""
+    """What the loop tells the outside. `log` gets one flat dict a line; `save` a finished checkpoint folder;
+    `parity` the certificate, when there is one."""
 
     log: Callable[[dict[str, Any]], None] = lambda row: None
     save: Callable[[Path, int], None] = lambda folder, step: None
+    parity: Callable[[Certificate], None] = lambda certificate: None
     stopping: Callable[[], bool] = lambda: False
     scratch: Path = field(default_factory=lambda: Path("."))
 
@@ -73,13 +69,18 @@ def lr_factor(spec: TrainSpec, step: int, total: int) -> float:
     return 1 - done if spec.lr_scheduler_type == "linear" else 1.0
 
 
-def fit(job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = "cpu") -> dict[str, Any]:
-    """Train; returns the summary that becomes `train_results.json`. The last save is the final adapter."""
+def fit(
+    job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = "cpu", model: Any = None
+) -> dict[str, Any]:
+    """Train; returns the summary that becomes `train_results.json`. The last save is the final adapter.
+
+    `model` is the adapted model (`training.model.adapt`) where the caller has it already.
+    """
     spec = job.spec
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
-    base = find_base(spec.model_name_or_path)
-    model = build_model(spec, base.path, device)
+    if model is None:
+        model = build_model(spec, find_base(spec.model_name_or_path).path, device)
     tuned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         tuned,
@@ -89,11 +90,12 @@ def fit(job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = 
         weight_decay=spec.weight_decay,
         fused=True,
     )
-    total = total_steps(spec, len(job.rows))
+    objective = objective_of(spec.stage)
+    total = total_steps(spec, len(job.units))
     step = _resume(job.resume_from, model, optimizer) if job.resume_from else 0
-    batches = Batches(job, rank, world)
+    packer = _certified(job, model, hooks, device)
+    batches = Batches(job, packer, rank, world)
     clock = _Clock(step, total)
-    per_epoch = math.ceil(len(job.rows) / spec.batch_rows)
     losses: list[float] = []
     eval_loss: float | None = None
     saved = -1
@@ -101,43 +103,32 @@ def fit(job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = 
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = (spec.learning_rate or 1e-4) * lr_factor(spec, step, total)
-        packs, rows = batches.at(step)
-        loss, tokens = _forward_backward(model, packs, device, world)
+        batch = batches.at(step)
+        loss, further = _forward_backward(model, objective, batch.packs, device, world, spec)
         norm = _finish_gradients(tuned, spec.max_grad_norm, world)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainError(
                 f"the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm})",
-                hint="lower learning_rate, or look at these rows: " + ", ".join(rows[:8]),
+                hint="lower learning_rate, or look at these rows: " + ", ".join(batch.ids[:8]),
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         losses.append(loss)
-        clock.count(batches.global_rows(step - 1), sum(p.ids.numel() for p in packs), tokens)
+        clock.count(batch.units, batch.packs)
 
-        ends_epoch = step % per_epoch == 0 or step == total
+        epoch = step / batches.per_epoch
+        ends_epoch = step % batches.per_epoch == 0 or step == total
         if step % spec.logging_steps == 0 or step == total:
             recent = losses[-spec.logging_steps :]
-            hooks.log(
-                clock.row(step, step / per_epoch)
-                | {
-                    "loss": sum(recent) / len(recent),
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "grad_norm": norm,
-                }
-            )
+            mean = {"loss": sum(recent) / len(recent), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+            hooks.log(clock.row(step, epoch) | mean | further)
         due = spec.eval_strategy == "epoch" and ends_epoch
         due |= spec.eval_strategy == "steps" and step % (spec.eval_steps or spec.logging_steps) == 0
-        if job.eval_rows and (due or (step == total and spec.eval_strategy != "no")):
-            eval_loss = evaluate_loss(model, job.eval_rows, job.prefix, device, rank, world)
-            hooks.log(
-                {
-                    "current_steps": step,
-                    "total_steps": total,
-                    "eval_loss": eval_loss,
-                    "epoch": step / per_epoch,
-                }
-            )
+        if job.eval_units and (due or (step == total and spec.eval_strategy != "no")):
+            found = evaluate_loss(model, objective, job, packer, device, rank, world)
+            eval_loss = found["eval_loss"]
+            hooks.log({"current_steps": step, "total_steps": total, "epoch": epoch} | found)
         due = spec.save_strategy == "steps" and step % spec.save_steps == 0
         due |= spec.save_strategy == "epoch" and ends_epoch
         if due or step == total or hooks.stopping():
@@ -145,146 +136,98 @@ def fit(job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = 
             saved = step
         if hooks.stopping() and saved == step < total:
             break
-    return clock.summary(losses, eval_loss, len(job.rows), step / per_epoch)
-
-
-def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
-    """The base in its compute dtype with fp32 LoRA weights on it. Raises ModelError for impossible targets."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    low = compute_dtype(spec, device)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=low, attn_implementation=register_attention(), trust_remote_code=spec.trust_remote_code
+    batches.close()
+    clock.executed, clock.logical, clock.supervised = map(
+        int, _summed([clock.executed, clock.logical, clock.supervised], device, world)
     )
-    model.config.use_cache = False
-    targets = spec.lora_target if isinstance(spec.lora_target, list) else spec.lora_target.split(",")
-    targets = [t.strip() for t in targets]
-    lora = LoraConfig(
-        r=spec.lora_rank or 8,
-        lora_alpha=spec.lora_alpha or 16,
-        lora_dropout=spec.lora_dropout,
-        target_modules="all-linear" if targets == ["all"] else targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        model = get_peft_model(model, lora)
-    except ValueError as exc:
-        linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise ModelError(
-            f"lora_target {spec.lora_target!r} does not fit this model: {exc}",
-            hint=f"its linear layers are {', '.join(linears)}; or use lora_target: all",
-        ) from None
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    fuse(model)
-    if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    return model.to(device).train()
+    return clock.summary(losses, eval_loss, len(job.units), step / batches.per_epoch)
 
 
-def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:
-    """What the frozen base computes in. A CPU without bf16 instructions emulates bf16, slower than fp32."""
-    if spec.fp16:
-        return torch.float16
-    if spec.bf16 is not None:
-        return torch.bfloat16 if spec.bf16 else torch.float32
-    native = not device.startswith("cpu") or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
+    """The packer of this run: as asked for where the model is shown to be exact with it, else one row at a time.
 
-
-def supervised_loss(model: nn.Module, pack: Pack) -> Tensor:
-    """Summed cross-entropy over the supervised tokens of one pack (a scalar, fp32)."""
-    logits = model(
-        input_ids=pack.ids,
-        position_ids=pack.positions,
-        shape=pack.shape,
-        logits_to_keep=pack.keep,
-        use_cache=False,
-    ).logits  # (1, K, V)
-    return F.cross_entropy(logits[0].float(), pack.labels, reduction="sum")
+    On a GPU the same passes show what a token costs in memory, from which the size of packs and, where it was left
+    open, gradient checkpointing follow.
+    """
+    spec = job.spec
+    packer = Packer(spec, device, CPU_PACK_TOKENS)
+    if spec.packing == "none":
+        transformers_model(model).set_attn_implementation("sdpa")
+        return packer
+    group = max(job.groups, key=lambda g: len(g.members))
+    units = [job.units[i] for i in group.members[:CERTIFIED_ROWS]]
+    packs = [p.to(device) for p in packer.packs(units, [replace(group, members=list(range(len(units))))])]
+    model.train(not spec.lora_dropout)  # dropped at random, two passes never agree
+    with _autocast(spec, device), MemoryPerToken(device) as memory:
+        certificate = certify(model, packs, units, train_on_prompt=spec.train_on_prompt)
+    model.train()
+    hooks.parity(certificate)
+    if not certificate.holds:
+        return _certified(replace(job, spec=spec.model_copy(update={"packing": "none"})), model, hooks, device)
+    if device.startswith("cuda"):
+        fit = memory.tokens_that_fit(certificate.packed_tokens)
+        longest = max(sum(map(len, unit)) for unit in (*job.units, *job.eval_units))
+        if spec.gradient_checkpointing is None and fit < max(longest, GPU_PACK_TOKENS[0]):
+            checkpoint_activations(model)
+            return _certified(
+                replace(job, spec=spec.model_copy(update={"gradient_checkpointing": True})), model, hooks, device
+            )
+        packer.max_tokens = min(max(fit, GPU_PACK_TOKENS[0]), GPU_PACK_TOKENS[1])
+    return packer
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, rows: Sequence[Row], prefix: int, device: str, rank: int, world: int) -> float:
-    """Mean loss over the supervised tokens of all `rows`, over all workers."""
+def evaluate_loss(
+    model: nn.Module, objective: Objective, job: Job, packer: Packer, device: str, rank: int, world: int
+) -> dict[str, float]:
+    """`eval_loss` over all of the job's eval units and all workers, and what else the objective reports."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    with _autocast(model, device):
-        for pack in make_packs(rows[rank::world], prefix, PACK_TOKENS[device.split(":")[0]]):
-            sums += torch.tensor([supervised_loss(model, pack.to(device)).item(), len(pack.labels)])
+    mine = set(range(rank, len(job.eval_units), world))
+    groups = [replace(g, members=[i for i in g.members if i in mine]) for g in job.eval_groups]
+    sums: dict[str, float] = {"eval_loss": 0.0}
+    weight = 0.0
+    with _autocast(job.spec, device):
+        for pack in packer.packs(job.eval_units, [g for g in groups if g.members]):
+            loss, further = objective.loss(model, pack.to(device))
+            weight += objective.weight(pack)
+            for name, value in {"loss": loss.item(), **further}.items():
+                sums[f"eval_{name}"] = sums.get(f"eval_{name}", 0.0) + value
     model.train()
-    if world > 1:
-        sums = sums.to(device)
-        dist.all_reduce(sums)
-    return (sums[0] / sums[1].clamp(min=1)).item()
+    total, *values = _summed([weight, *(sums[k] for k in sorted(sums))], device, world)
+    return {name: value / max(total, 1e-12) for name, value in zip(sorted(sums), values, strict=True)}
 
 
-class Batches:
-    """The rows of every step, a pure function of (seed, step): nothing to save, and any worker can skip ahead."""
-
-    def __init__(self, job: Job, rank: int, world: int) -> None:
-        self.job, self.rank, self.world = job, rank, world
-        self.size = job.spec.batch_rows
-        self.per_epoch = math.ceil(len(job.rows) / self.size)
-        self._epoch: tuple[int, list[int]] | None = None
-        self._swap: tuple[Swapper, Template] | None = None
-        if job.spec.entity_swap:
-            from tunery.bases import load_tokenizer
-
-            tokenizer = load_tokenizer(find_base(job.spec.model_name_or_path))
-            self._swap = Swapper(job.train), Template(job.spec.template or "auto", tokenizer)
-
-    def _indices(self, step: int) -> list[int]:
-        epoch, at = divmod(step, self.per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed(self.job.spec.seed + epoch)
-            self._epoch = epoch, torch.randperm(len(self.job.rows), generator=generator).tolist()
-        return self._epoch[1][at * self.size : (at + 1) * self.size]
-
-    def global_rows(self, step: int) -> int:
-        return len(self._indices(step))
-
-    def at(self, step: int) -> tuple[list[Pack], list[str]]:
-        """This worker's packs of `step`, and the ids of their rows."""
-        mine = self._indices(step)[self.rank :: self.world]
-        rows = [self.job.rows[i] for i in mine]
-        if self._swap:
-            swapper, template = self._swap
-            rng = random.Random(f"{self.job.spec.seed}/{step}/{self.rank}")
-            rows = template.rows([swapper.swap(self.job.train[i], rng, self.job.spec.entity_swap) for i in mine])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        spec = self.job.spec
-        if spec.packing == "none":
-            packs = [p for row in rows for p in make_packs([row], 0, 0, train_on_prompt=spec.train_on_prompt)]
-        else:
-            rows.sort(key=len)
-            packs = list(make_packs(rows, self.job.prefix, PACK_TOKENS[device], train_on_prompt=spec.train_on_prompt))
-        return packs, [r.id for r in rows]
-
-
-def _autocast(model: nn.Module, device: str) -> Any:
-    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
+def _autocast(spec: TrainSpec, device: str) -> Any:
+    dtype = compute_dtype(spec, device)
     return torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _forward_backward(model: nn.Module, packs: Sequence[Pack], device: str, world: int) -> tuple[float, int]:
-    count = torch.tensor([sum(len(p.labels) for p in packs)], dtype=torch.float64)
-    if world > 1:
-        count = count.to(device)
-        dist.all_reduce(count)
-    total = max(1.0, count.item())
-    summed = torch.zeros(1, dtype=torch.float64, device=device)
+def _summed(values: Sequence[float], device: str, world: int) -> list[float]:
+    """Each value summed over all workers."""
+    if world == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def _forward_backward(
+    model: nn.Module, objective: Objective, packs: Sequence[Pack], device: str, world: int, spec: TrainSpec
+) -> tuple[float, dict[str, float]]:
+    """Accumulate the gradient of one batch; the batch's loss, and what else the objective reports."""
+    (total,) = _summed([sum(objective.weight(p) for p in packs)], device, world)
+    summed: Tensor | float = 0.0
+    further: dict[str, float] = {}
     for pack in packs:
-        with _autocast(model, device):
-            loss = supervised_loss(model, pack.to(device)) / total
-        loss.backward()
-        summed += loss.detach()
-    if world > 1:
-        dist.all_reduce(summed)
-    return summed.item(), int(total)
+        with _autocast(spec, device):
+            loss, more = objective.loss(model, pack.to(device))
+        (loss / max(1.0, total)).backward()
+        summed = summed + loss.detach().double()
+        further = {name: further.get(name, 0.0) + value for name, value in more.items()}
+    names = sorted(further)
+    sums = _summed([float(summed), *(further[k] for k in names)], device, world)
+    loss, *values = (value / max(1.0, total) for value in sums)
+    return loss, dict(zip(names, values, strict=True))
 
 
 def _finish_gradients(tuned: Sequence[nn.Parameter], max_norm: float, world: int) -> float:
@@ -330,13 +273,15 @@ class _Clock:
     def __init__(self, step: int, total: int) -> None:
         self.first, self.total = step, total
         self.began = time.monotonic()
-        self.rows = self.executed = self.supervised = 0
+        self.rows = self.executed = self.logical = self.supervised = 0
         self.window: list[tuple[float, int]] = [(self.began, 0)]
 
-    def count(self, rows: int, executed: int, supervised: int) -> None:
+    def count(self, rows: int, packs: Sequence[Pack]) -> None:
+        """`rows` of the whole batch; this worker's `packs`."""
         self.rows += rows
-        self.executed += executed
-        self.supervised += supervised
+        self.executed += sum(p.ids.numel() for p in packs)
+        self.logical += sum(p.logical_tokens for p in packs)
+        self.supervised += sum(len(p.labels) for p in packs)
         self.window = [*self.window[-50:], (time.monotonic(), self.rows)]
 
     def row(self, step: int, epoch: float) -> dict[str, Any]:
@@ -362,6 +307,7 @@ class _Clock:
             "train_samples_per_second": round(self.rows / max(1e-9, spent), 3),
             "train_steps_per_second": round(len(losses) / max(1e-9, spent), 3),
             "executed_tokens": self.executed,
+            "logical_tokens": self.logical,
             "supervised_tokens": self.supervised,
             "train_rows": rows,
             **({"eval_loss": eval_loss} if eval_loss is not None else {}),

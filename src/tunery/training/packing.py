@@ -1,16 +1,14 @@
-"""Packs: many rows in one sequence, their common prefix computed once.
+"""Packs: many rows in one sequence, what they share computed once.
 
-A pack is `[prefix | suffix 1 | ... | suffix n]`. Every suffix sees the prefix and itself, causally, and its positions
-restart at the prefix's length, so each row gets exactly what it would get alone. Attention is split in two, as
-PrefixGrouper does (arXiv:2506.05433): the prefix attends to itself; the suffixes, as the rows of a padded batch,
-attend to [prefix; own] keys. All other layers run over the unpadded tokens.
+A pack is `[prefix | unit 1 | ... | unit n]`, positions restarting at the prefix's length, and a token sees itself and
+its ancestors. A unit is one row, or several that share a trunk (the prompt of a preference pair) and then branch:
+`[trunk | branch 1 | branch 2]`. Each row gets exactly what it would get alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,41 +16,40 @@ from torch import Tensor
 
 from tunery.data.template import Row
 
-IGNORE = -100
-ATTENTION = "tunery_shared_prefix"
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Where the suffixes of a pack lie. P prefix tokens, n suffixes, S the longest suffix, T tokens in all."""
-
-    prefix: int
-    index: Tensor  # (n, S) place of each suffix token, counted from the prefix's end; padding points at 0
-    valid: Tensor  # (n, S) bool
-    mask: Tensor  # (n, 1, S, P + S) bool, True where a query may look
+Unit = Sequence[Row]  # one row, or rows with the same prompt
+PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One forward pass. `keep` are the positions whose next token is supervised, `labels` those tokens."""
+    """One forward pass over T tokens that hold S rows, K of their tokens supervised."""
 
     ids: Tensor  # (1, T)
     positions: Tensor  # (1, T)
-    keep: Tensor  # (K,)
-    labels: Tensor  # (K,)
-    shape: Shape
-    rows: int
+    unit: Tensor  # (T,) which unit a token is of, from 1; 0 is the prefix, PADDING is none
+    branch: Tensor  # (T,) which branch of its unit, from 1; 0 is the trunk
+    keep: Tensor  # (K,) the positions whose next token is supervised
+    labels: Tensor  # (K,) those tokens
+    owner: Tensor  # (K,) the row they are of, 0 to S - 1
+    prefix: int
+    rows: int  # S
     logical_tokens: int  # what the rows would hold unpacked
 
     def to(self, device: torch.device | str) -> Pack:
-        s = self.shape
+        names = ("ids", "positions", "unit", "branch", "keep", "labels", "owner")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    def padded(self, length: int) -> Pack:
+        """The same pack with tokens added at its end that nothing depends on."""
+        more = length - self.ids.shape[1]
+        if more <= 0:
+            return self
         return replace(
             self,
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
-            keep=self.keep.to(device),
-            labels=self.labels.to(device),
-            shape=Shape(s.prefix, s.index.to(device), s.valid.to(device), s.mask.to(device)),
+            ids=F.pad(self.ids, (0, more)),
+            positions=F.pad(self.positions, (0, more)),
+            unit=F.pad(self.unit, (0, more), value=PADDING),
+            branch=F.pad(self.branch, (0, more)),
         )
 
 
@@ -68,117 +65,111 @@ def common_prefix(prompts: Sequence[list[int]]) -> int:
     return same
 
 
-def make_packs(rows: Sequence[Row], prefix: int, max_tokens: int, *, train_on_prompt: bool = False) -> Iterator[Pack]:
-    """Cut `rows` into packs of at most `max_tokens` tokens each (a longer row gets one of its own)."""
-    group: list[Row] = []
-    used = prefix
-    for row in rows:
-        size = len(row) - prefix
-        if group and used + size > max_tokens:
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units (by index) whose prompts begin with the same `prefix` tokens."""
+
+    prefix: int
+    members: list[int]
+
+
+def prefix_groups(prompts: Sequence[list[int]], batch_rows: int) -> list[Group]:
+    """Divide `prompts` where that saves tokens: rows of one instruction share more with each other than with all.
+
+    A group that has a share m of a batch of rows, and a prefix d tokens longer than the p common to all, saves
+    d * (m - 1) tokens a batch and costs p once more. With `batch_rows` 0 all are one group of no prefix.
+    """
+    if not batch_rows:
+        return [Group(0, list(range(len(prompts))))] if prompts else []
+
+    def divide(members: list[int]) -> list[Group]:
+        prefix = common_prefix([prompts[i] for i in members])
+        by_next: dict[int, list[int]] = {}
+        for i in members:
+            by_next.setdefault(prompts[i][prefix], []).append(i)
+        rest: list[int] = []
+        out: list[Group] = []
+        for children in by_next.values() if len(by_next) > 1 else ():
+            share = batch_rows * len(children) / len(prompts)
+            gain = common_prefix([prompts[i] for i in children]) - prefix
+            if gain * (share - 1) > prefix:
+                out += divide(children)
+            else:
+                rest += children
+        if not out:
+            rest = members
+        return [*([Group(common_prefix([prompts[i] for i in rest]), sorted(rest))] if rest else []), *out]
+
+    return sorted(divide(list(range(len(prompts)))), key=lambda group: group.members[0]) if prompts else []
+
+
+def make_packs(units: Sequence[Unit], prefix: int, max_tokens: int, *, train_on_prompt: bool = False) -> Iterator[Pack]:
+    """Cut `units` into packs of like size and at most `max_tokens` tokens (a longer unit gets one of its own)."""
+    sizes = [_size(unit, prefix) for unit in units]
+    room = max(1, max_tokens - prefix)
+    even = sum(sizes) / max(1, -(-sum(sizes) // room))  # what each pack holds when all hold the same
+    group: list[Unit] = []
+    used = done = packs = 0
+    for unit, size in zip(units, sizes, strict=True):
+        full = used + size > room or done + size / 2 > even * (packs + 1)
+        if group and full:
             yield build_pack(group, prefix, train_on_prompt=train_on_prompt)
-            group, used = [], prefix
-        group.append(row)
+            group, used, packs = [], 0, packs + 1
+        group.append(unit)
         used += size
+        done += size
     if group:
         yield build_pack(group, prefix, train_on_prompt=train_on_prompt)
 
 
-def build_pack(rows: Sequence[Row], prefix: int, *, train_on_prompt: bool = False) -> Pack:
-    """One pack of `rows`, which all begin with the same `prefix` tokens. The prefix itself is supervised only with
-    `train_on_prompt`, once a row, as it would be unpacked."""
-    ids: list[int] = list(rows[0].prompt[:prefix])
+def _size(unit: Unit, prefix: int) -> int:
+    trunk = _trunk(unit, prefix)
+    return trunk - prefix + sum(len(row) - trunk for row in unit)
+
+
+def _trunk(unit: Unit, prefix: int) -> int:
+    return prefix if len(unit) == 1 else max(prefix, len(unit[0].prompt))
+
+
+def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = False) -> Pack:
+    """One pack of `units`, whose prompts all begin with the same `prefix` tokens. The prefix itself is supervised
+    only with `train_on_prompt`, once a row, as it would be unpacked."""
+    ids: list[int] = list(units[0][0].prompt[:prefix])
     positions = list(range(prefix))
+    unit_of, branch_of = [0] * prefix, [0] * prefix
     keep: list[int] = []
     labels: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for row in rows:
-        start = len(ids)
-        tokens = row.prompt[prefix:] + row.target
-        first = len(row.prompt) if not train_on_prompt else 1
-        for at in range(first, len(row)):  # token `at` of the row is predicted from the token before it
-            before = at - 1
-            keep.append(before if before < prefix else start + before - prefix)
-            labels.append(ids[at] if at < prefix else tokens[at - prefix])
-        ids += tokens
-        positions += range(prefix, prefix + len(tokens))
-        spans.append((start, len(tokens)))
+    owner: list[int] = []
+    sequences = 0
+    for number, unit in enumerate(units, 1):
+        trunk = _trunk(unit, prefix)
+        trunk_at = len(ids)
+        ids += unit[0].prompt[prefix:trunk]
+        positions += range(prefix, trunk)
+        branch_of += [0] * (trunk - prefix)
+        for branch, row in enumerate(unit, 1):
+            tokens = row.prompt + row.target
+            start = len(ids)
+            for at in range(1 if train_on_prompt else len(row.prompt), len(row)):  # predicted from the token before
+                before = at - 1
+                place = start + before - trunk if before >= trunk else trunk_at + before - prefix
+                keep.append(before if before < prefix else place)
+                labels.append(tokens[at])
+                owner.append(sequences)
+            ids += tokens[trunk:]
+            positions += range(trunk, len(row))
+            branch_of += [branch] * (len(row) - trunk)
+            sequences += 1
+        unit_of += [number] * (len(ids) - trunk_at)
     return Pack(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
+        unit=torch.tensor(unit_of),
+        branch=torch.tensor(branch_of),
         keep=torch.tensor(keep),
         labels=torch.tensor(labels),
-        shape=_shape(prefix, spans),
-        rows=len(rows),
-        logical_tokens=sum(map(len, rows)),
+        owner=torch.tensor(owner),
+        prefix=prefix,
+        rows=sequences,
+        logical_tokens=sum(len(row) for unit in units for row in unit),
     )
-
-
-def _shape(prefix: int, spans: Sequence[tuple[int, int]]) -> Shape:
-    starts = torch.tensor([s for s, _ in spans])[:, None]
-    lengths = torch.tensor([n for _, n in spans])[:, None]
-    steps = torch.arange(int(lengths.max()))[None]
-    valid = steps < lengths  # (n, S)
-    own = torch.tril(torch.ones(steps.numel(), steps.numel(), dtype=torch.bool))
-    mask = torch.cat([torch.ones(len(own), prefix, dtype=torch.bool), own], 1)  # (S, P + S)
-    mask = mask.expand(len(spans), 1, -1, -1).clone()
-    mask[:, 0, :, prefix:] &= valid[:, None, :]
-    # A padded query must see something, or its softmax is NaN; with a prefix it does, without it sees itself.
-    mask[:, 0, :, prefix:] |= torch.eye(steps.numel(), dtype=torch.bool) & ~valid[:, None, :]
-    return Shape(prefix, torch.where(valid, starts - prefix + steps, 0), valid, mask)
-
-
-def shared_prefix_attention(
-    module: torch.nn.Module,
-    query: Tensor,  # (1, H, T, D)
-    key: Tensor,  # (1, G, T, D)
-    value: Tensor,  # (1, G, T, D)
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    shape: Shape | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface over one pack; returns (1, T, H, D). Without `shape`: plain causal."""
-    gqa = query.shape[1] != key.shape[1]
-    if shape is None:
-        out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=gqa
-        )
-        return out.transpose(1, 2), None
-    p, rows = shape.prefix, len(shape.index)
-    # split, not slices: the backward of a slice fills a whole tensor with zeros
-    (q_head, q_tail), (k_head, k_tail), (v_head, v_tail) = (
-        x[0].split([p, x.shape[2] - p], 1) for x in (query, key, value)
-    )
-
-    def suffixes(tail: Tensor) -> Tensor:  # (H, T - P, D) -> (n, H, S, D)
-        return tail[:, shape.index].transpose(0, 1)
-
-    def with_prefix(head: Tensor, tail: Tensor) -> Tensor:  # -> (n, G, P + S, D)
-        return torch.cat([head[None].expand(rows, -1, -1, -1), suffixes(tail)], 2)
-
-    out = F.scaled_dot_product_attention(
-        suffixes(q_tail),
-        with_prefix(k_head, k_tail),
-        with_prefix(v_head, v_tail),
-        attn_mask=shape.mask,
-        scale=scaling,
-        enable_gqa=gqa,
-    )
-    flat = out.transpose(1, 2)[shape.valid]  # (T - P, H, D), in pack order
-    if p:
-        head = F.scaled_dot_product_attention(
-            q_head[None], k_head[None], v_head[None], is_causal=True, scale=scaling, enable_gqa=gqa
-        )
-        flat = torch.cat([head[0].transpose(0, 1), flat])
-    return flat[None], None
-
-
-def register_attention() -> str:
-    """Make the attention known to transformers; returns the name for `attn_implementation`."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION, shared_prefix_attention)
-    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
-    return ATTENTION

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tunery.bases import Base, find_base, load_tokenizer
 from tunery.config import TrainSpec, resolve_train
@@ -11,6 +12,9 @@ from tunery.data.template import Row, Template
 from tunery.errors import ConfigError, DataError
 from tunery.tasks import Task, infer_task, task_by_name
 from tunery.types import Dataset, Example
+
+if TYPE_CHECKING:
+    from tunery.training.packing import Group
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Plan:
     examples: list[Example]
     rows: list[Row]
     eval_rows: list[Row]
-    prefix: int
+    groups: list[Group]  # of `rows`, those that share a prefix
+    eval_groups: list[Group]
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> dict[str, object]:
@@ -43,7 +48,8 @@ class Plan:
             "eval_rows": len(self.eval_rows),
             "tokens_per_row": round(mean, 1),
             "longest_row": max(map(len, self.rows)),
-            "shared_prefix_tokens": self.prefix,
+            "packing": self.spec.packing,
+            "shared_prefix_tokens": round(sum(g.prefix * len(g.members) for g in self.groups) / len(self.rows)),
             "steps": total_steps(self.spec, len(self.rows)),
             "batch_rows": self.spec.batch_rows,
         }
@@ -51,7 +57,7 @@ class Plan:
 
 def prepare(spec: TrainSpec) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
-    from tunery.training.packing import common_prefix
+    from tunery.training.packing import prefix_groups
 
     spec = resolve_train(spec)
     if not spec.dataset:
@@ -65,14 +71,35 @@ def prepare(spec: TrainSpec) -> Plan:
     notes: list[str] = []
     examples, rows = _encode(train, template, spec, base, notes)
     eval_rows = _encode(held_out, template, spec, base, notes)[1] if held_out else []
-    if spec.packing == "shared_prefix" and spec.lora_dropout:
-        raise ConfigError(
-            "packing: shared_prefix is not exact with lora_dropout above 0: rows would share one dropout mask",
-            hint="use packing: none, or lora_dropout: 0",
-        )
-    prefix = 0 if spec.packing == "none" or spec.lora_dropout else common_prefix([r.prompt for r in rows + eval_rows])
+    spec = spec.model_copy(update={"packing": _packing(spec, base, max(map(len, rows + eval_rows)), notes)})
+    shared = spec.packing == "shared_prefix"
+    groups = prefix_groups([r.prompt for r in rows], spec.batch_rows if shared else 0)
+    eval_groups = prefix_groups([r.prompt for r in eval_rows], len(eval_rows) if shared else 0)
     task = task_by_name(spec.task) if spec.task else infer_task([e.target or "" for e in examples])
-    return Plan(spec, base, template, task, train, examples, rows, eval_rows, prefix, notes)
+    return Plan(spec, base, template, task, train, examples, rows, eval_rows, groups, eval_groups, notes)
+
+
+def _packing(spec: TrainSpec, base: Base, longest: int, notes: list[str]) -> str:
+    """What `packing` comes to: packing never changes what is learnt, so where it would, less is done, and said."""
+    config = base.config
+    kinds = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if kinds or any("mamba" in str(a).lower() or "rwkv" in str(a).lower() for a in config.get("architectures") or ()):
+        found, why = "none", f"its layers carry a state along the sequence ({', '.join(sorted(kinds)) or 'recurrent'})"
+    elif window and window < longest:
+        found, why = "none", f"its attention slides over {window} tokens, the longest row has {longest}"
+    elif spec.lora_dropout:
+        found, why = "sequence", "with lora_dropout the rows of a pack would share the prefix's dropout mask"
+    else:
+        return "shared_prefix" if spec.packing == "auto" else spec.packing
+    ranks = ("none", "sequence", "shared_prefix", "auto")
+    if ranks.index(spec.packing) <= ranks.index(found):
+        return spec.packing
+    if spec.packing != "auto":
+        notes.append(f"packing: {spec.packing} would not be exact: {why}; packing: {found} is used")
+    else:
+        notes.append(f"packing: {found}, since {why}")
+    return found
 
 
 def _encode(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
+from tunery.storage import write_json_atomic
 from tunery.training.artifacts import write_results
 from tunery.training.plan import Plan
 
 if TYPE_CHECKING:
-    from tunery.training.loop import Job
+    from tunery.training.batches import Job
 
 Event = dict[str, Any]
 # Threads that spin at barriers gain little on an idle machine and lose most of the time on a busy one.
@@ -43,7 +44,7 @@ def train(
     from ray.exceptions import RayError
     from ray.util.queue import Queue
 
-    from tunery.training.loop import Job
+    from tunery.training.batches import Job, single
 
     if (output / "adapter_model.safetensors").exists():
         raise TrainError(f"{output} already holds a trained adapter", hint="choose another output_dir")
@@ -51,10 +52,11 @@ def train(
     _check_resources(plan)
     job = Job(
         spec=plan.spec,
-        train=plan.examples if plan.spec.entity_swap else (),
-        rows=plan.rows,
-        eval_rows=plan.eval_rows,
-        prefix=plan.prefix,
+        units=single(plan.rows),
+        groups=plan.groups,
+        eval_units=single(plan.eval_rows),
+        eval_groups=plan.eval_groups,
+        examples=plan.examples if plan.spec.entity_swap else (),
         resume_from=str(_last_checkpoint(output)) if resume and _last_checkpoint(output) else None,
     )
     queue: Any = Queue(actor_options={"num_cpus": 0})
@@ -71,6 +73,9 @@ def train(
                 _unpack(output / event["checkpoint"], event["files"])
             elif "summary" in event:
                 summary = event["summary"]
+            elif "parity" in event:
+                write_json_atomic(output / "parity.json", event["parity"])
+                on_event(event)
             else:
                 log.write(json.dumps(event) + "\n")
                 log.flush()
@@ -134,6 +139,9 @@ def _worker(config: dict[str, Any]) -> None:
         if rank == 0:
             queue.put(row)
 
+    def parity(certificate: Any) -> None:
+        log({"parity": certificate.as_dict()})
+
     def save(folder: Path, step: int) -> None:
         if rank == 0:
             files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
@@ -142,7 +150,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     job: Job = ray.get(config["job"])
     with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
-        hooks = Hooks(log=log, save=save, scratch=Path(scratch))
+        hooks = Hooks(log=log, save=save, parity=parity, scratch=Path(scratch))
         summary = fit(job, hooks, rank=rank, world=world, device="cuda" if gpu else "cpu")
     if rank == 0:
         queue.put({"summary": summary})

@@ -1,0 +1,130 @@
+"""Which rows are trained on at which step, as packs: a pure function of (seed, step), so nothing of it is saved."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from tunery.bases import find_base, load_tokenizer
+from tunery.config import TrainSpec
+from tunery.data.augment import Swapper
+from tunery.data.template import Row, Template
+from tunery.training.attention import fitting_length
+from tunery.training.packing import Group, Pack, Unit, make_packs
+from tunery.types import Example
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs; picklable."""
+
+    spec: TrainSpec  # resolved
+    units: Sequence[Unit]  # one row each, or the rows of a preference
+    groups: Sequence[Group]  # which units share a prefix
+    eval_units: Sequence[Unit] = ()
+    eval_groups: Sequence[Group] = ()
+    examples: Sequence[Example] = ()  # those of `units`, where augmentation works on their text
+    resume_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One worker's share of an optimizer step."""
+
+    packs: list[Pack]
+    ids: list[str]  # of its rows
+    units: int  # in the whole batch, over all workers
+
+
+class Packer:
+    """Turns units into packs as `packing` says, for one device."""
+
+    def __init__(self, spec: TrainSpec, device: str, max_tokens: int) -> None:
+        self.packing, self.train_on_prompt = spec.packing, spec.train_on_prompt
+        self.cuda = device.startswith("cuda")
+        self.max_tokens = max_tokens
+
+    def packs(self, units: Sequence[Unit], groups: Sequence[Group]) -> list[Pack]:
+        """The packs of some units; `groups` index into `units`."""
+        if self.packing == "none":
+            alone = [[(row,)] for unit in units for row in unit]
+            return [p for one in alone for p in make_packs(one, 0, 0, train_on_prompt=self.train_on_prompt)]
+        packs: list[Pack] = []
+        for group in groups if self.packing == "shared_prefix" else [Group(0, list(range(len(units))))]:
+            members = sorted((units[i] for i in group.members), key=lambda unit: sum(map(len, unit)))
+            if self.packing == "sequence":
+                members = [(row,) for unit in members for row in unit]
+            packs += make_packs(members, group.prefix, self.max_tokens, train_on_prompt=self.train_on_prompt)
+        if self.cuda:
+            packs = [p.padded(fitting_length(p.ids.numel())) for p in packs]
+        return packs
+
+
+class Batches:
+    """The batches of one worker; the next is made ready while the caller works on the last."""
+
+    def __init__(self, job: Job, packer: Packer, rank: int, world: int) -> None:
+        self.job, self.packer, self.rank, self.world = job, packer, rank, world
+        self.size = job.spec.batch_rows
+        self.per_epoch = math.ceil(len(job.units) / self.size)
+        self._group_of = {i: at for at, group in enumerate(job.groups) for i in group.members}
+        self._order: tuple[int, list[int]] | None = None
+        self._swap: tuple[Swapper, Template] | None = None
+        if job.spec.entity_swap:
+            tokenizer = load_tokenizer(find_base(job.spec.model_name_or_path))
+            self._swap = Swapper(job.examples), Template(job.spec.template or "auto", tokenizer)
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def at(self, step: int) -> Batch:
+        """This worker's share of `step`."""
+        ready = self._next[1] if self._next and self._next[0] == step else self._pool.submit(self._make, step)
+        self._next = step + 1, self._pool.submit(self._make, step + 1)
+        return ready.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, step: int) -> Batch:
+        indices = self._indices(step)
+        mine = indices[self.rank :: self.world]
+        units = [self.job.units[i] for i in mine]
+        if self._swap:
+            units = self._swapped(mine, step)
+        members: dict[int, list[int]] = {}
+        for place, i in enumerate(mine):
+            members.setdefault(self._group_of[i], []).append(place)
+        groups = [Group(self.job.groups[at].prefix, places) for at, places in sorted(members.items())]
+        return Batch(self.packer.packs(units, groups), [row.id for unit in units for row in unit], len(indices))
+
+    def _swapped(self, mine: Sequence[int], step: int) -> list[Unit]:
+        assert self._swap
+        swapper, template = self._swap
+        spec = self.job.spec
+        changed = [
+            swapper.swap(self.job.examples[i], random.Random(f"{spec.seed}/{step}/{i}"), spec.entity_swap) for i in mine
+        ]
+        units: list[Unit] = []
+        for i, row in zip(mine, template.rows(changed), strict=True):
+            (old,) = self.job.units[i]
+            prefix = self.job.groups[self._group_of[i]].prefix
+            same = row.prompt[:prefix] == old.prompt[:prefix]  # a value may stand in the shared instruction
+            units.append((row if same else old,))
+        return units
+
+    def _indices(self, step: int) -> list[int]:
+        epoch, at = divmod(step, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.job.spec.seed + epoch)
+            self._order = epoch, torch.randperm(len(self.job.units), generator=generator).tolist()
+        return self._order[1][at * self.size : (at + 1) * self.size]
+
+
+def single(rows: Sequence[Row]) -> list[Unit]:
+    """Rows as units of one."""
+    return [(row,) for row in rows]
