@@ -4,7 +4,7 @@
 
 Weights and tokens are random, lengths are real: `--lengths` is JSON with P (tokens every row begins with), I and O
 (each row's further prompt and answer tokens); by default, lengths drawn like ViGGO's. LoRA of rank 8 on all linears,
-bf16. Runs without Ray, on torch, transformers and peft alone. All variants have optimizer batches of about the same rows.
+bf16. Runs without Ray, on torch, transformers and peft alone; optimizer batches have about as many rows everywhere.
 """
 
 from __future__ import annotations
