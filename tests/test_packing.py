@@ -1,5 +1,7 @@
 """Packs give what unpacked rows give: the same loss, the same gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
@@ -8,6 +10,7 @@ from transformers import Qwen2Config as Q2
 from tunery.config import TrainSpec, resolve_train
 from tunery.data.template import Row
 from tunery.training.batches import single
+from tunery.training.certificate import certify
 from tunery.training.model import build_model
 from tunery.training.objectives import Supervised, log_probabilities
 from tunery.training.packing import build_pack, common_prefix, make_packs, prefix_groups
@@ -98,3 +101,55 @@ def test_common_prefix_leaves_each_prompt_a_token_of_its_own():
     assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
     assert common_prefix([[1, 2], [3]]) == 0
     assert common_prefix([]) == 0
+
+
+def pairs(n=4, prefix=20, seed=1) -> list[tuple[Row, Row]]:
+    """Two answers to each prompt."""
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for row in rows(n, prefix, seed):
+        other = torch.randint(3, 300, (len(row.target) + 2,), generator=g).tolist()
+        out.append((row, Row(f"{row.id}-", row.prompt, other)))
+    return out
+
+
+def test_answers_to_one_prompt_share_it_and_do_not_see_each_other(model):
+    data = pairs()
+    alone = torch.cat([log_probabilities(model, build_pack([(row,)], 0)) for pair in data for row in pair])
+    pack = build_pack(data, 20)
+    assert pack.ids.numel() == 20 + sum(len(a.prompt) - 20 + len(a.target) + len(b.target) for a, b in data)
+    torch.testing.assert_close(log_probabilities(model, pack), alone)
+    flat = [single for pair in data for single in pair]
+    assert pack.logical_tokens == sum(map(len, flat))
+
+
+def test_rows_of_several_instructions_share_each_their_own():
+    first, second = [7] * 40, [7] * 4 + [9] * 36
+    prompts = [[*(first if i % 2 else second), 100 + i, 5] for i in range(40)]
+    groups = prefix_groups(prompts, batch_rows=16)
+    assert sorted((g.prefix, len(g.members)) for g in groups) == [(40, 20), (40, 20)]
+    assert sorted(i for g in groups for i in g.members) == list(range(40))
+    # With two rows a batch there is nothing to share within a group: the four tokens all have in common stay.
+    assert [(g.prefix, len(g.members)) for g in prefix_groups(prompts, batch_rows=2)] == [(4, 40)]
+
+
+def test_packs_of_a_batch_are_of_like_size():
+    data = [Row(str(i), [1] * 10 + [i], [2] * 9) for i in range(10)]
+    sizes = [p.rows for p in make_packs(single(data), 10, 10 + 4 * 10)]
+    assert sorted(sizes) == [3, 3, 4]
+
+
+def test_a_certificate_holds_for_a_model_that_heeds_the_mask(model):
+    data = single(rows())
+    found = certify(model, list(make_packs(data, 20, 9999)), data)
+    assert found.holds
+    assert found.gradient_error < 1e-4
+    assert found.packed_tokens < found.unpacked_tokens == sum(len(r) for (r,) in data)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_certificate_fails_for_a_model_that_lets_rows_see_each_other(model):
+    data = single(rows())
+    leaking = list(make_packs(data, 20, 9999))
+    one = [replace(p, unit=(p.unit > 0).long()) for p in leaking]  # all rows as one unit
+    assert not certify(model, one, data).holds

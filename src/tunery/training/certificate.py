@@ -19,27 +19,32 @@ from tunery.training.model import transformers_model
 from tunery.training.objectives import Supervised
 from tunery.training.packing import Pack, Unit, build_pack
 
-# What rounding explains: packed and unpacked sums run in another order, in another kernel.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# What rounding explains in any case: packed and unpacked sums run in another order, in another kernel.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 _MOST = 100_000_000  # gradient elements that are compared; of more, every n-th parameter
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Relative differences of packed from unpacked: of the summed loss, and of the gradients as one vector."""
+    """Relative differences of packed from unpacked: of the summed loss, and of the gradients as one vector.
+
+    `noise` is the difference of the gradients between two attention kernels of transformers over the same unpacked
+    rows: what the model's own precision leaves open.
+    """
 
     rows: int
     packed_tokens: int
     unpacked_tokens: int
     loss_error: float
     gradient_error: float
+    noise: float
     tolerance: float
     dtype: str
 
     @property
     def holds(self) -> bool:
-        """Whether both lie within the tolerance (NaN does not)."""
-        return self.loss_error <= self.tolerance and self.gradient_error <= self.tolerance
+        """Whether the loss lies within the tolerance, and the gradients do or differ like noise (NaN does not)."""
+        return self.loss_error <= self.tolerance and self.gradient_error <= max(self.tolerance, 2 * self.noise)
 
     def as_dict(self) -> dict[str, Any]:
         """For parity.json."""
@@ -62,26 +67,33 @@ def certify(model: Any, packs: Sequence[Pack], units: Sequence[Unit], *, train_o
     alone = [build_pack([(row,)], 0, train_on_prompt=train_on_prompt).to(device) for unit in units for row in unit]
     try:
         loss, gradient = _loss_and_gradient(model, packs, compared)
-        inner.set_attn_implementation("sdpa")
         with torch.compiler.set_stance("force_eager"):
+            inner.set_attn_implementation("sdpa")
             true_loss, true_gradient = _loss_and_gradient(model, alone, compared)
+            inner.set_attn_implementation("eager")
+            _, other_gradient = _loss_and_gradient(model, alone, compared)
     finally:
         inner.set_attn_implementation(ATTENTION)
         with torch.no_grad():
             for p, old in started:
                 p.copy_(old)
         model.zero_grad(set_to_none=True)
-    off = sum((a - b).square().sum().item() for a, b in zip(gradient, true_gradient, strict=True))
-    size = sum(b.square().sum().item() for b in true_gradient)
     return Certificate(
         rows=len(alone),
         packed_tokens=sum(int((p.unit >= 0).sum()) for p in packs),
         unpacked_tokens=sum(p.ids.numel() for p in alone),
         loss_error=abs(loss - true_loss) / max(abs(true_loss), 1e-12),
-        gradient_error=(off / max(size, 1e-24)) ** 0.5,
+        gradient_error=_difference(gradient, true_gradient),
+        noise=_difference(other_gradient, true_gradient),
         tolerance=TOLERANCE.get(dtype, 1e-2),
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def _difference(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
+    """|found - true| / |true|, all tensors taken as one vector."""
+    off = sum((a - b).square().sum().item() for a, b in zip(found, true, strict=True))
+    return (off / max(sum(b.square().sum().item() for b in true), 1e-24)) ** 0.5
 
 
 def _loss_and_gradient(

@@ -27,6 +27,7 @@ from tunery.training.model import (
     MemoryPerToken,
     build_model,
     checkpoint_activations,
+    compile_layers,
     compute_dtype,
     transformers_model,
 )
@@ -153,6 +154,7 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
     packer = Packer(spec, device, CPU_PACK_TOKENS)
     if spec.packing == "none":
         transformers_model(model).set_attn_implementation("sdpa")
+        compile_layers(model, False)  # rows of every length
         return packer
     group = max(job.groups, key=lambda g: len(g.members))
     units = [job.units[i] for i in group.members[:CERTIFIED_ROWS]]

@@ -96,12 +96,16 @@ class MemoryPerToken:
         return int(share * free / max(1, self.used / tokens)) // 512 * 512
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: nn.Module, on: bool = True) -> None:
     """Compile each decoder layer by itself: they share one graph, so that costs a layer's time, not a model's."""
+    torch._dynamo.config.recompile_limit = 64  # the sizes of packs, the first layer, checkpointing on and off
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "self_attn"):
             for layer in module:
-                layer.compile(dynamic=False)
+                if on:
+                    layer.compile(dynamic=False)
+                else:
+                    layer._compiled_call_impl = None
 
 
 def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:
