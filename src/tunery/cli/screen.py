@@ -139,6 +139,8 @@ class Screen:
         self._losses = []
 
     def _on_train(self, event: Mapping[str, Any]) -> None:
+        if "parity" in event:
+            self._parity(event["parity"])
         if "loss" not in event:
             return
         self._losses.append(event["loss"])
@@ -152,6 +154,17 @@ class Screen:
             (event["current_steps"] - 1) * 4 // event["total_steps"]
         ):
             self.say(f"{self._indent}step {event['current_steps']}/{event['total_steps']}  {text.strip()}")
+
+    def _parity(self, parity: Mapping[str, Any]) -> None:
+        """One line when packing is exact, a loud one when it is not used."""
+        errors = f"loss {parity['loss_error']:.0e}, gradients {parity['gradient_error']:.0e}"
+        if parity["holds"]:
+            self.say(f"{self._indent}[dim]packed rows equal unpacked ones: {errors} apart[/]")
+        else:
+            self.say(
+                f"{self._indent}[bold yellow]packing changes this model's results ({errors} apart): "
+                "rows are trained on one by one, slower and exact[/]"
+            )
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         self._bar(

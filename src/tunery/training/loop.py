@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tunery.config import TrainSpec
 from tunery.errors import TrainError
 from tunery.training.batches import Batches, Job, Packer
 from tunery.training.certificate import Certificate, certify
+from tunery.training.checkpoint import read_checkpoint, write_checkpoint
 from tunery.training.model import (
     MemoryPerToken,
     build_model,
@@ -33,8 +33,8 @@ from tunery.training.model import (
 )
 from tunery.training.objectives import Objective, objective_of
 from tunery.training.packing import Pack
+from tunery.training.progress import Clock
 
-STATE_FILE = "trainer_state.pt"
 CPU_PACK_TOKENS = 2048  # the padded batch of attention grows with it
 GPU_PACK_TOKENS = 1024, 16384  # kernels want it large; how large is measured
 CERTIFIED_ROWS = 8
@@ -93,10 +93,10 @@ def fit(
     )
     objective = objective_of(spec.stage)
     total = total_steps(spec, len(job.units))
-    step = _resume(job.resume_from, model, optimizer) if job.resume_from else 0
+    step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
     packer = _certified(job, model, hooks, device)
     batches = Batches(job, packer, rank, world)
-    clock = _Clock(step, total)
+    clock = Clock(step, total)
     losses: list[float] = []
     eval_loss: float | None = None
     saved = -1
@@ -133,7 +133,7 @@ def fit(
         due = spec.save_strategy == "steps" and step % spec.save_steps == 0
         due |= spec.save_strategy == "epoch" and ends_epoch
         if due or step == total or hooks.stopping():
-            hooks.save(_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
+            hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
             saved = step
         if hooks.stopping() and saved == step < total:
             break
@@ -246,71 +246,3 @@ def _finish_gradients(tuned: Sequence[nn.Parameter], max_norm: float, world: int
             p.grad.copy_(flat[at : at + p.numel()].view_as(p))
             at += p.numel()
     return nn.utils.clip_grad_norm_(tuned, max_norm or math.inf).item()
-
-
-def _checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, scratch: Path, rank: int) -> Path:
-    folder = scratch / f"checkpoint-{step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        model.save_pretrained(folder)
-        state = {"step": step, "optimizer": optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
-        torch.save(state, folder / STATE_FILE)
-    return folder
-
-
-def _resume(folder: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    try:
-        state = torch.load(Path(folder) / STATE_FILE, weights_only=True)
-        set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"))
-        optimizer.load_state_dict(state["optimizer"])
-    except (OSError, KeyError, ValueError, RuntimeError) as exc:
-        raise TrainError(f'cannot resume from "{folder}": {exc}', hint="start anew with --restart") from None
-    torch.set_rng_state(state["torch_rng"])
-    return state["step"]
-
-
-class _Clock:
-    def __init__(self, step: int, total: int) -> None:
-        self.first, self.total = step, total
-        self.began = time.monotonic()
-        self.rows = self.executed = self.logical = self.supervised = 0
-        self.window: list[tuple[float, int]] = [(self.began, 0)]
-
-    def count(self, rows: int, packs: Sequence[Pack]) -> None:
-        """`rows` of the whole batch; this worker's `packs`."""
-        self.rows += rows
-        self.executed += sum(p.ids.numel() for p in packs)
-        self.logical += sum(p.logical_tokens for p in packs)
-        self.supervised += sum(len(p.labels) for p in packs)
-        self.window = [*self.window[-50:], (time.monotonic(), self.rows)]
-
-    def row(self, step: int, epoch: float) -> dict[str, Any]:
-        spent = time.monotonic() - self.began
-        (t0, r0), (t1, r1) = self.window[0], self.window[-1]
-        left = spent / max(1, step - self.first) * (self.total - step)
-        return {
-            "current_steps": step,
-            "total_steps": self.total,
-            "epoch": round(epoch, 4),
-            "percentage": round(100 * step / self.total, 2),
-            "samples_per_second": round((r1 - r0) / max(1e-9, t1 - t0), 2),
-            "elapsed_time": round(spent, 1),
-            "remaining_time": round(left, 1),
-        }
-
-    def summary(self, losses: Sequence[float], eval_loss: float | None, rows: int, epoch: float) -> dict[str, Any]:
-        spent = time.monotonic() - self.began
-        return {
-            "epoch": round(epoch, 4),
-            "train_loss": sum(losses) / max(1, len(losses)),
-            "train_runtime": round(spent, 2),
-            "train_samples_per_second": round(self.rows / max(1e-9, spent), 3),
-            "train_steps_per_second": round(len(losses) / max(1e-9, spent), 3),
-            "executed_tokens": self.executed,
-            "logical_tokens": self.logical,
-            "supervised_tokens": self.supervised,
-            "train_rows": rows,
-            **({"eval_loss": eval_loss} if eval_loss is not None else {}),
-        }
