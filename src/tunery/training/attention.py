@@ -19,7 +19,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from tunery.training.packing import Pack
 
 ATTENTION = "tunery_shared_prefix"
-BLOCK = 128  # FlexAttention's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,6 @@ def view(pack: Pack) -> View:
     if pack.prefix == 0 and pack.rows == 1 and pack.unit[-1] == 1:
         return None
     return _blocks(pack) if pack.ids.is_cuda else _split(pack)
-
-
-def fitting_length(tokens: int) -> int:
-    """The length a pack is padded to on a GPU: one of eight between powers of two, as layers are compiled for each."""
-    step = max(BLOCK, 1 << (tokens.bit_length() - 4))
-    return -(-tokens // step) * step
 
 
 def _blocks(pack: Pack) -> BlockMask:
@@ -96,7 +89,9 @@ def pack_attention(
     if isinstance(view, Split):
         return _split_attention(query[0], key[0], value[0], view, scaling), None
     flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    out: Any = flex(query, key, value, block_mask=view, scale=scaling, enable_gqa=gqa)
+    if gqa:  # one program of the backward takes all queries of a key's block, and the prefix is seen by all
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    out: Any = flex(query, key, value, block_mask=view, scale=scaling)
     return out.transpose(1, 2), None
 
 

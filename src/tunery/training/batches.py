@@ -14,9 +14,10 @@ from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
-from tunery.training.attention import fitting_length
 from tunery.training.packing import Group, Pack, Unit, make_packs
 from tunery.types import Example
+
+BLOCK = 128  # FlexAttention's
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Packer:
         self.packing, self.train_on_prompt = spec.packing, spec.train_on_prompt
         self.cuda = device.startswith("cuda")
         self.max_tokens = max_tokens
+        self.usual = 0
 
     def packs(self, units: Sequence[Unit], groups: Sequence[Group]) -> list[Pack]:
         """The packs of some units; `groups` index into `units`."""
@@ -60,9 +62,28 @@ class Packer:
             if self.packing == "sequence":
                 members = [(row,) for unit in members for row in unit]
             packs += make_packs(members, group.prefix, self.max_tokens, train_on_prompt=self.train_on_prompt)
-        if self.cuda:
-            packs = [p.padded(fitting_length(p.ids.numel())) for p in packs]
-        return packs
+        return [p.padded(self._length(p.ids.numel())) for p in packs] if self.cuda else packs
+
+    def expect(self, units: Sequence[Unit], groups: Sequence[Group], batch: int) -> None:
+        """Learn what packs a batch of so many units makes, so that nearly all get one length."""
+        prefix = max(groups, key=lambda g: len(g.members)).prefix if self.packing == "shared_prefix" else 0
+        sizes = [sum(len(row) - prefix for row in unit) for unit in units]
+        mean = sum(sizes) / len(sizes)
+        spread = (sum((x - mean) ** 2 for x in sizes) / len(sizes)) ** 0.5
+        count = batch / max(1, math.ceil(batch * mean / max(1, self.max_tokens - prefix)))
+        self.usual = _blocks(min(round(prefix + count * mean + 3 * spread * count**0.5), self.max_tokens))
+
+    def _length(self, tokens: int) -> int:
+        """What a pack is padded to on a GPU, where layers are compiled for each length: the usual one, or an eighth of
+        the way between powers of two."""
+        if 0.6 * self.usual < tokens <= self.usual:
+            return self.usual
+        step = max(BLOCK, 1 << (tokens.bit_length() - 4))
+        return -(-tokens // step) * step
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK) * BLOCK
 
 
 class Batches:
@@ -78,6 +99,7 @@ class Batches:
         if job.spec.entity_swap:
             tokenizer = load_tokenizer(find_base(job.spec.model_name_or_path))
             self._swap = Swapper(job.examples), Template(job.spec.template or "auto", tokenizer)
+        packer.expect(job.units, job.groups, math.ceil(self.size / world))
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Batch]] | None = None
 
