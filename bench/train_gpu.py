@@ -253,6 +253,7 @@ def main() -> None:
         ),
         "ours, fp8": lambda: ours(config, rows, batch, seconds, fp8=True),
         "ours, batch 32": lambda: ours(config, rows, 32, seconds),
+        "ours, fp8, batch 128": lambda: ours(config, rows, 128, seconds, fp8=True),
         "ours, batch 128": lambda: ours(config, rows, 128, seconds),
         "Trainer, padded 16": lambda: trainer(config, list(padded(rows, 16)), max(1, batch // 16), seconds),
         "Trainer, 1 x 8, checkpointing": lambda: trainer(config, list(padded(rows, 1)), 8, seconds, checkpointing=True),

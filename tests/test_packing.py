@@ -9,6 +9,7 @@ from transformers import Qwen2Config as Q2
 
 from tunery.config import TrainSpec, resolve_train
 from tunery.data.template import Row
+from tunery.training import attention
 from tunery.training.batches import single
 from tunery.training.certificate import certify
 from tunery.training.model import build_model
@@ -137,6 +138,16 @@ def test_packs_of_a_batch_are_of_like_size():
     data = [Row(str(i), [1] * 10 + [i], [2] * 9) for i in range(10)]
     sizes = [p.rows for p in make_packs(single(data), 10, 10 + 4 * 10)]
     assert sorted(sizes) == [3, 3, 4]
+
+
+def test_attention_by_products_equals_the_fused_one():
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, n, 16, generator=g) for heads, n in ((4, 5), (2, 9), (2, 9)))
+    mask = torch.ones(5, 9, dtype=torch.bool).tril(4).expand(3, 1, 5, 9)
+    one, other = (
+        attend(query, key, value, mask, None) for attend in (attention._masked, attention._masked_by_products)
+    )
+    torch.testing.assert_close(one, other)
 
 
 def test_a_certificate_holds_for_a_model_that_heeds_the_mask(model):
