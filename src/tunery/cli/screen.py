@@ -46,6 +46,7 @@ class Screen:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._losses: list[float] = []
+        self._quarter = 0  # of the training, told so far
         self._quickstart = False
         self._began = time.monotonic()
 
@@ -137,6 +138,7 @@ class Screen:
         for note in event["notes"]:
             self._on_note({"text": note})
         self._losses = []
+        self._quarter = 0
 
     def _on_train(self, event: Mapping[str, Any]) -> None:
         if "parity" in event:
@@ -150,9 +152,9 @@ class Screen:
             f"{event['samples_per_second']:.1f} rows/s  left {left}"
         )
         self._bar(text, event["current_steps"], event["total_steps"])
-        if not self.console.is_terminal and event["current_steps"] * 4 // event["total_steps"] > (
-            (event["current_steps"] - 1) * 4 // event["total_steps"]
-        ):
+        quarter = event["current_steps"] * 4 // event["total_steps"]
+        if not self.console.is_terminal and quarter > self._quarter:
+            self._quarter = quarter
             self.say(f"{self._indent}step {event['current_steps']}/{event['total_steps']}  {text.strip()}")
 
     def _parity(self, parity: Mapping[str, Any]) -> None:
