@@ -76,6 +76,9 @@ def test_training_leaves_llama_factorys_files_and_a_version(project, trained):
     losses = [row["loss"] for row in log if "loss" in row]
     assert losses[-1] < losses[0]
     assert [row["current_steps"] for row in log if "loss" in row] == [2, 4, 6, 8]
+    parity = json.loads((output / "parity.json").read_text())
+    assert parity["holds"]
+    assert parity["gradient_error"] <= max(parity["tolerance"], 2 * parity["noise"])
     assert (output / "training_loss.png").read_bytes().startswith(b"\x89PNG")
     version = registry.get(Path(project.home), "shop")
     assert (version.ref, version.rank, version.run_id) == ("shop@1", 8, run.id)

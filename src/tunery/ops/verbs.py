@@ -92,7 +92,8 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
         output = Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
 
         def heard(event: Mapping[str, Any]) -> None:
-            run.log(event)
+            if "parity" not in event:  # that is parity.json
+                run.log(event)
             observer({"event": "train", **event})
 
         with FolderLock(output), _ray(project, run.logs):
