@@ -54,6 +54,7 @@ class TrainSpec(Spec):
     overlong: Literal["error", "drop", "truncate"] = "error"
     max_samples: int | None = Field(default=None, ge=1)
     train_on_prompt: bool = False
+    mask_history: bool = False  # learn the last answer of a conversation alone
     entity_swap: float = Field(default=0.0, ge=0, le=1)
     task: str | None = None  # "function", "json", "label", "text" or "module:Class"; None: inferred from the rows
     packing: Literal["auto", "shared_prefix", "sequence", "none"] = "auto"

@@ -110,7 +110,7 @@ class Batches:
             swapper.swap(self.job.examples[i], random.Random(f"{spec.seed}/{step}/{i}"), spec.entity_swap) for i in mine
         ]
         units: list[Unit] = []
-        for i, row in zip(mine, template.rows(changed), strict=True):
+        for i, row in zip(mine, template.rows(changed, mask_history=spec.mask_history), strict=True):
             (old,) = self.job.units[i]
             prefix = self.job.groups[self._group_of[i]].prefix
             same = row.prompt[:prefix] == old.prompt[:prefix]  # a value may stand in the shared instruction

@@ -110,7 +110,7 @@ def _encode(
     if bad := sum(e.meta.get("kto_tag") is False for e in examples):
         hint = "leave them out: tunery data export NAME good.jsonl --to alpaca"
         raise DataError(f"{bad:,} answers of {data.name} are tagged as ones to avoid; this would learn them", hint=hint)
-    rows = template.rows(examples)
+    rows = template.rows(examples, mask_history=spec.mask_history)
     over = [r for r in rows if len(r) > limit]
     if not over:
         return examples, rows
@@ -124,15 +124,9 @@ def _encode(
         )
     if spec.overlong == "truncate":
         notes.append(f"{data.name}: {len(over)} rows cut to {limit} tokens (longest {longest})")
-        return examples, [_cut(r, limit) for r in rows]
+        return examples, [r.cut(limit) for r in rows]
     kept = [i for i, r in enumerate(rows) if len(r) <= limit]
     notes.append(f"{data.name}: {len(over)} rows over {limit} tokens dropped, {len(kept)} kept")
     if not kept:
         raise DataError(f"every row of {data.name} is longer than {limit} tokens", hint="raise cutoff_len")
     return [examples[i] for i in kept], [rows[i] for i in kept]
-
-
-def _cut(row: Row, limit: int) -> Row:
-    """The end of the prompt goes first; a row whose target alone is too long loses the target's end."""
-    target = row.target[: limit - 1]
-    return Row(row.id, row.prompt[: limit - len(target)], target)
