@@ -38,6 +38,7 @@ class TrainSpec(Spec):
     # model
     model_name_or_path: str = BUNDLED_BASE
     trust_remote_code: bool = False
+    allow_pickle: bool = False  # take a base whose weights are pickled only
     # method
     stage: Literal["sft"] = "sft"
     finetuning_type: Literal["lora"] = "lora"

@@ -76,8 +76,10 @@ class Batches:
         self._order: tuple[int, list[int]] | None = None
         self._swap: tuple[Swapper, Template] | None = None
         if job.spec.entity_swap:
-            tokenizer = load_tokenizer(find_base(job.spec.model_name_or_path))
-            self._swap = Swapper(job.examples), Template(job.spec.template or "auto", tokenizer)
+            spec = job.spec
+            base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
+            tokenizer = load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
+            self._swap = Swapper(job.examples), Template(spec.template or "auto", tokenizer)
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Batch]] | None = None
 
