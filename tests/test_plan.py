@@ -65,7 +65,7 @@ def test_pickled_weights_are_taken_only_when_asked_for(base, data):
 
 def test_a_base_without_weights(base, data):
     (base / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="no \\*.safetensors"):
+    with pytest.raises(ModelError, match=r"no \*\.safetensors"):
         plan(base, data, allow_pickle=True)
 
 
