@@ -204,7 +204,8 @@ def _write_gguf(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:
     merged = tuned.merge_and_unload(safe_merge=True)
     stop = source.template.stop_ids[0]
     gguf.write_gguf(merged, _tokenizer(source), part / name, dtype=dtype, name=source.name, stop_id=stop)
-    return lambda parameters: _load(part, parameters, gguf_file=name)
+    head = {"head_dim": merged.config.head_dim} if "head_dim" in source.base.config else {}  # transformers reads none
+    return lambda parameters: _load(part, parameters, gguf_file=name, **head)
 
 
 def _write_adapter(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:

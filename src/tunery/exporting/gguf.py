@@ -29,7 +29,8 @@ _PRE_TOKENIZERS: Mapping[str, tuple[str, bool]] = {
     ),
     "poro-chat": (r" ?[^(\s|.,!?…。，、।۔،)]+", False),
 }
-# What tokenizers treat differently: quotes before letters, digits, marks, white space, scripts, code, emoji.
+# What tokenizers treat differently: quotes before letters, digits, marks, white space, scripts, code, emoji. Beside it
+# each token's own text is tried, alone and after an apostrophe: tokens show where their tokenizer does not cut.
 _PROBE = (
     "It's the dog's 'tis 'sorrel' don't WE'LL they'RE l'été naı̈ve cafe\u0301 A\u030angstro\u0308m 3 33 333 3333 "
     "1,234.56 $12 €3,50 50% #A-17 (x) [y] {z} a_b a.b@c.de /usr/bin http://x.y/z?q=1&r=2 "
@@ -121,26 +122,32 @@ def _add_vocabulary(writer: Any, types: Any, tokenizer: Any, size: int, stop_id:
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def pre_tokenizer(tokenizer: Any, texts: Sequence[str] = (_PROBE,)) -> str:
-    """The name of llama.cpp's pre-tokenizer that gives this tokenizer's tokens on `texts`. Raises ModelError."""
+def pre_tokenizer(tokenizer: Any) -> str:
+    """The name of llama.cpp's pre-tokenizer that gives this tokenizer's tokens. Raises ModelError."""
     from tokenizers import Tokenizer
 
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    mine = tokenizer.backend_tokenizer
+    core = json.loads(mine.to_str())
     byte_level = core["model"].get("type") == "BPE" and not core["model"].get("byte_fallback")
     normalized = core.get("normalizer") and core["normalizer"].get("type") != "NFC"  # llama.cpp leaves text as it is
     if byte_level and not normalized:
-        expected = [tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        words = [mine.decode([i], skip_special_tokens=False) for i in core["model"]["vocab"].values()]
+        texts = [_PROBE, *words, *("'" + word for word in words)]
+        expected = _encoded(mine, texts)
         for name, (pattern, ignore_merges) in _PRE_TOKENIZERS.items():
             split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
             bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-            again = core | {
+            theirs = core | {
                 "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_only]},
                 "model": core["model"] | {"ignore_merges": ignore_merges},
             }
-            theirs = Tokenizer.from_str(json.dumps(again))
-            if [theirs.encode(text, add_special_tokens=False).ids for text in texts] == expected:
+            if _encoded(Tokenizer.from_str(json.dumps(theirs)), texts) == expected:
                 return name
     raise ModelError("llama.cpp has no tokenizer that gives this base's tokens", hint=ELSEWHERE)
+
+
+def _encoded(core: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in core.encode_batch(texts, add_special_tokens=False)]
 
 
 def _tensors(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:

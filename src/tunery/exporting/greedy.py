@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MAX_TOKENS = 128  # of one answer
+MAX_TOKENS = 64  # of one answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunery.data import load
+from tunery.engine.cluster import quiet
 from tunery.errors import TuneryError
 from tunery.exporting import Exported, Source
 from tunery.exporting import export as run_export
@@ -12,7 +13,7 @@ from tunery.ops import runs
 from tunery.ops.verbs import AnyProject, Observer, as_project, load_model, silent
 from tunery.types import Example, Message, ModelVersion
 
-PROMPTS = 8
+PROMPTS = 5
 _TEXTS = (  # where the version's own rows are not there any more
     "The quick brown fox jumps over the lazy dog.",
     "Please send 3 of them to Zoë in Bergen by 07:30, not later; the last ones (A-17) came too late.",
@@ -59,13 +60,14 @@ def export(
     )
     with runs.start(Path(project.home), "export", project, parents=[version.run_id]) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        done = run_export(
-            source,
-            Path(out),
-            format=format,
-            dtype=dtype,
-            on_stage=lambda text: observer({"event": "stage", "text": text}),
-        )
+        with quiet(run.logs / "driver.log"):
+            done = run_export(
+                source,
+                Path(out),
+                format=format,
+                dtype=dtype,
+                on_stage=lambda text: observer({"event": "stage", "text": text}),
+            )
         run.result(
             model=version.ref, path=str(done.path), format=done.format, dtype=done.dtype, bytes=done.bytes,
             prompts=done.prompts, tokens=done.tokens,
