@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from tunery.config import BUNDLED_BASE, nearest
 from tunery.errors import ModelError
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 _HASHED_WHOLE = 64 << 20  # bytes; beyond this a weight file is known by its size and header
 
 
@@ -32,25 +33,30 @@ def bundled_path() -> Path:
     return Path(__file__).parent / "assets" / "base"
 
 
-def find_base(name: str) -> Base:
-    """The base a user named. Raises ModelError when it is missing, incomplete or not a causal language model."""
+def find_base(name: str, *, allow_pickle: bool = False) -> Base:
+    """The base a user named. Raises ModelError when it is missing or incomplete.
+
+    Weights that are pickled only (pytorch_model.bin) are taken with `allow_pickle`: loading them may run code.
+    """
     path = bundled_path() if name == BUNDLED_BASE else Path(name).expanduser()
     if not path.is_dir():
-        path = _from_hub(name)
+        path = _from_hub(name, allow_pickle)
     config = _read_config(path, name)
-    if not any(path.glob(w) for w in _WEIGHTS) or not list(path.glob("*.safetensors")):
-        pickled = list(path.glob("*.bin")) + list(path.glob("*.pt"))
-        raise ModelError(
-            f'no *.safetensors weights in "{path}"',
-            hint="pickled weights can run code when loaded; convert them with save_pretrained first"
-            if pickled
-            else "download the whole model folder",
-        )
+    weights = list(path.glob("*.safetensors"))
+    if not weights and any(list(path.glob(p)) for p in _PICKLES):
+        if not allow_pickle:
+            raise ModelError(
+                f'the weights in "{path}" are pickled, and loading a pickle can run any code',
+                hint="convert them with save_pretrained, or, where you trust who made them, set allow_pickle: true",
+            )
+        weights = list(path.glob(_PICKLES[0]))
+    if not weights:
+        raise ModelError(f'no *.safetensors weights in "{path}"', hint="download the whole model folder")
     architecture = (config.get("architectures") or ["unknown"])[0]
     context = int(
         config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings") or 2048
     )
-    return Base(name, path, _digest(path), context, architecture, config)
+    return Base(name, path, _digest(path, weights), context, architecture, config)
 
 
 def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
@@ -64,6 +70,43 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
             f'the tokenizer of "{base.name}" does not load: {exc}',
             hint="the folder needs tokenizer.json and tokenizer_config.json",
         ) from None
+
+
+def check_base(base: Base, tokenizer: Any, *, trust_remote_code: bool = False) -> None:
+    """Raises ModelError for a base that cannot be trained: of another kind, or with another model's tokenizer."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        AutoConfig.from_pretrained(base.path, trust_remote_code=trust_remote_code)
+    except Exception as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        hint = "where you trust the code that comes with it, set trust_remote_code: true" if remote_code(base) else None
+        raise ModelError(f'transformers does not know the model in "{base.path}": {reason}', hint=hint) from None
+    own = trust_remote_code and "AutoModelForCausalLM" in (base.config.get("auto_map") or {})
+    known = {
+        name
+        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        for name in ([names] if isinstance(names, str) else names)
+    }
+    if not own and base.architecture != "unknown" and base.architecture not in known:
+        raise ModelError(
+            f'"{base.name}" is a {base.architecture}, not a causal language model', hint="choose one that writes text"
+        )
+    rows = base.config.get("vocab_size") or (base.config.get("text_config") or {}).get("vocab_size")
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if rows and highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise ModelError(
+            f'the tokenizer of "{base.name}" does not fit its model: "{token}" has id {highest:,}, '
+            f"the embedding has {rows:,} rows",
+            hint="use the tokenizer that the model came with, or resize the model's embedding to it",
+        )
+
+
+def remote_code(base: Base) -> list[str]:
+    """The Python files that a base brings, to be run with `trust_remote_code`."""
+    return sorted(p.name for p in base.path.glob("*.py"))
 
 
 class QuickTokenizer:
@@ -123,7 +166,7 @@ class QuickTokenizer:
         return self._core.get_vocab_size()
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, allow_pickle: bool) -> Path:
     looks_like_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_id:
         near = nearest(name, [BUNDLED_BASE])
@@ -135,8 +178,12 @@ def _from_hub(name: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    unwanted = ["*.pt", "*.pth", "*.gguf", "*.onnx"]
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx"]))
+        path = Path(snapshot_download(name, ignore_patterns=["*.bin", *unwanted]))
+        if allow_pickle and not list(path.glob("*.safetensors")):
+            path = Path(snapshot_download(name, ignore_patterns=unwanted))
+        return path
     except Exception as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ModelError(
@@ -155,9 +202,9 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, weights: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted([path / "config.json", path / "tokenizer.json", *path.glob("*.safetensors")]):
+    for file in sorted([path / "config.json", path / "tokenizer.json", *weights]):
         if not file.exists():
             continue
         size = file.stat().st_size

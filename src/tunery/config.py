@@ -38,6 +38,7 @@ class TrainSpec(Spec):
     # model
     model_name_or_path: str = BUNDLED_BASE
     trust_remote_code: bool = False
+    allow_pickle: bool = False  # take a base whose weights are pickled only
     # method
     stage: Literal["sft"] = "sft"
     finetuning_type: Literal["lora"] = "lora"
@@ -54,6 +55,7 @@ class TrainSpec(Spec):
     overlong: Literal["error", "drop", "truncate"] = "error"
     max_samples: int | None = Field(default=None, ge=1)
     train_on_prompt: bool = False
+    mask_history: bool = False  # learn the last answer of a conversation alone
     entity_swap: float = Field(default=0.0, ge=0, le=1)
     task: str | None = None  # "function", "json", "label", "text" or "module:Class"; None: inferred from the rows
     packing: Literal["auto", "shared_prefix", "sequence", "none"] = "auto"

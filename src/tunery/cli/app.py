@@ -345,6 +345,33 @@ def models_show(
     screen.result(version)
 
 
+@models_app.command("export")
+def models_export(
+    ref: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help='"name" or "name@3".')],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    format: Annotated[str, typer.Option(help="merged (a Hugging Face folder), gguf, or adapter.")] = "merged",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of merged weights: float32, bfloat16, float16. Default: the base's.")
+    ] = None,
+    project: ProjectOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a version elsewhere, checked: what is written answers as base and adapter do, token for token.
+
+    Example: [bold]tunery models export bikeshop@2 bikeshop-gguf --format gguf[/]
+    """
+    from tunery.ops.exports import export
+
+    screen = _screen(as_json)
+    done = export(ref, out, format=format, dtype=dtype, project=_project(project, None, None), observer=screen)
+    screen.stop()
+    screen.say(
+        f"{done.path}: {done.format}, {done.dtype}, {done.bytes / 1e6:,.1f} MB; "
+        f"the same {done.tokens:,} tokens for {done.prompts} prompts"
+    )
+    screen.result(dataclasses.asdict(done))
+
+
 @models_app.command("base")
 def models_base(as_json: AsJson = False) -> None:
     """Print where the bundled base model lies.

@@ -97,8 +97,10 @@ class Batches:
         self._order: tuple[int, list[int]] | None = None
         self._swap: tuple[Swapper, Template] | None = None
         if job.spec.entity_swap:
-            tokenizer = load_tokenizer(find_base(job.spec.model_name_or_path))
-            self._swap = Swapper(job.examples), Template(job.spec.template or "auto", tokenizer)
+            spec = job.spec
+            base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
+            tokenizer = load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
+            self._swap = Swapper(job.examples), Template(spec.template or "auto", tokenizer)
         packer.expect(job.units, job.groups, math.ceil(self.size / world))
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Batch]] | None = None
@@ -132,7 +134,7 @@ class Batches:
             swapper.swap(self.job.examples[i], random.Random(f"{spec.seed}/{step}/{i}"), spec.entity_swap) for i in mine
         ]
         units: list[Unit] = []
-        for i, row in zip(mine, template.rows(changed), strict=True):
+        for i, row in zip(mine, template.rows(changed, mask_history=spec.mask_history), strict=True):
             (old,) = self.job.units[i]
             prefix = self.job.groups[self._group_of[i]].prefix
             same = row.prompt[:prefix] == old.prompt[:prefix]  # a value may stand in the shared instruction

@@ -81,7 +81,7 @@ def fit(
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
     if model is None:
-        model = build_model(spec, find_base(spec.model_name_or_path).path, device)
+        model = build_model(spec, find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle).path, device)
     tuned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         tuned,
