@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,7 @@ class QuickTokenizer:
             raise ModelError(f'the tokenizer of "{base.name}" does not load: {exc}') from None
         self._core.no_truncation()
         self._core.no_padding()
+        self._words = _Words.of(self._core)
 
     unk_token_id = None
 
@@ -139,7 +141,13 @@ class QuickTokenizer:
         return {"input_ids": [first + found[text] for text in texts]}
 
     def _ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        return [encoding.ids for encoding in self._core.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        known = [self._words.ids(text) for text in texts] if self._words and not add_special_tokens else []
+        rest = [i for i, ids in enumerate(known) if ids is None] if known else range(len(texts))
+        if not rest:
+            return [ids for ids in known if ids is not None]
+        found = self._core.encode_batch([texts[i] for i in rest], add_special_tokens=add_special_tokens)
+        slow = dict(zip(rest, (encoding.ids for encoding in found), strict=True))
+        return [slow[i] if i in slow else known[i] or [] for i in range(len(texts))]
 
     def _shared_head(self, texts: list[str]) -> str:
         """A beginning of all texts that can be encoded on its own, once: most rows share a long instruction.
@@ -164,6 +172,65 @@ class QuickTokenizer:
 
     def __len__(self) -> int:
         return self._core.get_vocab_size()
+
+
+# Where all regular expression engines and Unicode versions agree on what is a letter, a mark or a space.
+_PLAIN = re.compile(r"[\n -~\u00a1-\u024f\u2010-\u2026\u20ac]*")
+
+
+class _Words(dict[str, list[int]]):
+    """Ids of words, learnt as they come: BPE never joins what its pre-tokenizer splits, and most words come again.
+
+    A text costs a split and a look-up a word, several times less than encoding it.
+    """
+
+    LIMIT = 500_000
+
+    @classmethod
+    def of(cls, core: Any) -> _Words | None:
+        """For a tokenizer that splits by one expression and works on bytes (GPT-2's kind), else None."""
+        import regex
+
+        content = json.loads(core.to_str())
+        steps = (content["pre_tokenizer"] or {}).get("pretokenizers", [])
+        if (
+            content["model"]["type"] != "BPE"
+            or content["model"].get("dropout")
+            or (content["normalizer"] or {"type": "NFC"})["type"] != "NFC"
+            or [step["type"] for step in steps] != ["Split", "ByteLevel"]
+            or (steps[0]["behavior"], steps[0]["invert"]) != ("Isolated", False)
+            or steps[1]["add_prefix_space"]
+            or steps[1]["use_regex"]
+            or any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in content["added_tokens"])
+        ):
+            return None
+        try:
+            split = regex.compile(steps[0]["pattern"]["Regex"])
+        except (KeyError, regex.error):
+            return None
+        return cls(core, split.findall, [t["content"] for t in content["added_tokens"]])
+
+    def __init__(self, core: Any, split: Any, added: list[str]) -> None:
+        super().__init__()
+        self._core, self._split = core, split
+        either = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
+        self._added = re.compile(f"({either})" if added else "(?!)()")
+        self.update({token: [core.token_to_id(token)] for token in added})
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._core.encode(word, add_special_tokens=False).ids
+        if len(self) < self.LIMIT:
+            self[word] = ids
+        return ids
+
+    def ids(self, text: str) -> list[int] | None:
+        """The ids of `text`, or None when it holds what the split may be unsure of."""
+        if not _PLAIN.fullmatch(text):
+            return None
+        words: list[str] = []
+        for at, part in enumerate(self._added.split(text)):
+            words += [part] if at % 2 else self._split(part)
+        return [i for word in words for i in self[word]] if sum(map(len, words)) == len(text) else None
 
 
 def _from_hub(name: str, allow_pickle: bool) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tunery.bases import Base, check_base, find_base, load_tokenizer, remote_code
+from tunery.bases import Base, QuickTokenizer, check_base, find_base, load_tokenizer, remote_code
 from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
 from tunery.data.template import Row, Template
@@ -71,8 +71,9 @@ def prepare(spec: TrainSpec) -> Plan:
     train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
     held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
     template = Template(spec.template or "auto", tokenizer)
-    examples, rows = _encode(train, template, spec, base, notes)
-    eval_rows = _encode(held_out, template, spec, base, notes)[1] if held_out else []
+    writer = _writer(template, base)
+    examples, rows = _encode(train, writer, spec, base, notes)
+    eval_rows = _encode(held_out, writer, spec, base, notes)[1] if held_out else []
     _check_batches(spec, len(rows), notes)
     spec = spec.model_copy(update={"packing": _packing(spec, base, max(map(len, rows + eval_rows)), notes)})
     shared = spec.packing == "shared_prefix"
@@ -92,6 +93,14 @@ def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Any]:
     if spec.allow_pickle and not list(base.path.glob("*.safetensors")):
         notes.append("allow_pickle: the base's weights are loaded from pickles")
     return base, tokenizer
+
+
+def _writer(template: Template, base: Base) -> Template:
+    """The same template on the quicker tokenizer, where that gives the same ids."""
+    if template.name == "auto" or not (base.path / "tokenizer.json").exists():
+        return template
+    quick = Template(template.name, QuickTokenizer(base))
+    return quick if quick.digest == template.digest else template
 
 
 def _packing(spec: TrainSpec, base: Base, longest: int, notes: list[str]) -> str:
