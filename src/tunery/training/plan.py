@@ -58,15 +58,19 @@ class Plan:
 def prepare(spec: TrainSpec) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
     from tunery.training.packing import prefix_groups
+    from tunery.training.trackers import trackers_of
+    from tunery.training.watching import check
 
     spec = resolve_train(spec)
     if not spec.dataset:
         raise ConfigError("no training dataset", hint="name one of dataset_info.json with train.dataset")
     if spec.fp16 and spec.bf16:
         raise ConfigError("fp16 and bf16 are both on", hint="choose one")
+    trackers_of(spec.report_to)
     base = find_base(spec.model_name_or_path)
     train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
     held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
+    check(spec, len(held_out or ()))
     template = Template(spec.template or "auto", load_tokenizer(base, trust_remote_code=spec.trust_remote_code))
     notes: list[str] = []
     examples, rows = _encode(train, template, spec, base, notes)
