@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tunery.bases import find_base, load_tokenizer
 from tunery.config import Project, TrainSpec, resolve_train
@@ -29,6 +31,17 @@ from tunery.types import Example, Message
 WORDS = ("red", "green", "blue", "grey", "teal", "pink", "gold", "plum")
 
 
+@pytest.fixture(scope="module")
+def base(tiny_base, tmp_path_factory) -> Path:
+    """The tiny base with larger embeddings, so that a small adapter can make it sure of something."""
+    folder = tmp_path_factory.mktemp("teachable") / "base"
+    shutil.copytree(tiny_base, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 8
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def examples(shift=0) -> list[Example]:
     """Each word is answered by its colour's number; with `shift`, by another's."""
     return [
@@ -40,9 +53,9 @@ def examples(shift=0) -> list[Example]:
 def job_of(base: Path, *, held_out=None, **changes) -> Job:
     spec = resolve_train(
         TrainSpec.model_validate({
-            "model_name_or_path": str(base), "template": "chatml", "lora_rank": 8, "learning_rate": 2e-2, "max_steps": 4,
-            "per_device_train_batch_size": 8, "logging_steps": 1, "bf16": False, "packing": "none",
-            "gradient_checkpointing": False, **changes,
+            "model_name_or_path": str(base), "template": "chatml", "lora_rank": 16, "learning_rate": 5e-3,
+            "adam_beta2": 0.99, "max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 1, "bf16": False,
+            "packing": "none", "gradient_checkpointing": False, **changes,
         })
     )  # fmt: skip
     template = Template("chatml", load_tokenizer(find_base(str(base))))
@@ -75,41 +88,43 @@ def reference(base: Path, adapter: Path, prompts, stop: int) -> list[list[int]]:
     return out
 
 
-def test_scores_at_an_evaluation_are_those_of_the_saved_adapters_answers(tiny_base, tmp_path):
-    job = job_of(tiny_base, held_out=examples(), predict_with_generate=True, max_steps=30, eval_strategy="epoch")
+def test_scores_at_an_evaluation_are_those_of_the_saved_adapters_answers(base, tmp_path):
+    job = job_of(
+        base, held_out=examples(), predict_with_generate=True, max_steps=60, eval_strategy="steps", eval_steps=20
+    )
     summary, log, saved = watched(job, tmp_path)
-    template = Template("chatml", load_tokenizer(find_base(str(tiny_base))))
+    template = Template("chatml", load_tokenizer(find_base(str(base))))
     (stop,) = template.stop_ids
-    said = reference(tiny_base, saved[30], [u[0].prompt for u in job.eval_units], stop)
+    said = reference(base, saved[60], [u[0].prompt for u in job.eval_units], stop)
     pairs = [(template.decode(ids), e.target or "") for ids, e in zip(said, examples(), strict=True)]
     expected = score_rows(LabelTask(), pairs)[0]
     evaluations = [row for row in log if "eval_loss" in row]
-    assert len(evaluations) == 30
+    assert len(evaluations) == 3
     assert evaluations[-1]["eval_predict_samples"] == 8
     assert evaluations[-1]["eval_exact_match"] == expected["exact_match"].value == summary["eval_exact_match"]
     assert summary["eval_exact_match"] > evaluations[0]["eval_exact_match"]
     assert evaluations[-1]["eval_parse_rate"] == expected["parse_rate"].value
 
 
-def test_answering_changes_nothing_in_the_training(tiny_base, tmp_path):
+def test_answering_changes_nothing_in_the_training(base, tmp_path):
     settings = {"eval_strategy": "epoch", "packing": "shared_prefix"}
-    plain = watched(job_of(tiny_base, held_out=examples(), **settings), tmp_path / "a")[1]
-    scored = watched(job_of(tiny_base, held_out=examples(), predict_with_generate=True, **settings), tmp_path / "b")[1]
+    plain = watched(job_of(base, held_out=examples(), **settings), tmp_path / "a")[1]
+    scored = watched(job_of(base, held_out=examples(), predict_with_generate=True, **settings), tmp_path / "b")[1]
     assert [r["loss"] for r in plain if "loss" in r] == [r["loss"] for r in scored if "loss" in r]
     assert [r["eval_loss"] for r in plain if "eval_loss" in r] == [r["eval_loss"] for r in scored if "eval_loss" in r]
     assert not any("eval_exact_match" in r for r in plain)
 
 
-def test_answers_leave_the_models_attention_and_mode_as_they_were(tiny_base):
-    model = build_model(job_of(tiny_base).spec, tiny_base, "cpu")
+def test_answers_leave_the_models_attention_and_mode_as_they_were(base):
+    model = build_model(job_of(base).spec, base, "cpu")
     assert [len(a) <= 3 for a in answers(model, [[5, 6, 7], [8]], [2], 3)] == [True, True]
     assert model.training
     assert model.base_model.model.config._attn_implementation == "tunery_shared_prefix"
 
 
-def test_a_training_that_gets_worse_stops_early_and_keeps_its_best(tiny_base, tmp_path):
+def test_a_training_that_gets_worse_stops_early_and_keeps_its_best(base, tmp_path):
     job = job_of(
-        tiny_base, held_out=examples(shift=3), max_steps=60, eval_strategy="steps", eval_steps=1,
+        base, held_out=examples(shift=3), max_steps=60, eval_strategy="steps", eval_steps=1,
         early_stopping_patience=3, load_best_model_at_end=True, save_strategy="no",
     )  # fmt: skip
     summary, log, saved = watched(job, tmp_path)
@@ -152,8 +167,8 @@ def test_settings_that_cannot_work_are_refused_before_the_start(changes, rows, m
         check(TrainSpec(**changes), rows)
 
 
-def test_a_log_row_says_how_fast_how_large_and_how_long(tiny_base, tmp_path):
-    _, log, _ = watched(job_of(tiny_base, max_steps=3), tmp_path)
+def test_a_log_row_says_how_fast_how_large_and_how_long(base, tmp_path):
+    _, log, _ = watched(job_of(base, max_steps=3), tmp_path)
     first, *_, last = log
     assert {
         "current_steps", "total_steps", "epoch", "percentage", "elapsed_time", "remaining_time", "loss", "lr",
@@ -170,6 +185,7 @@ class Poisoned:
     """A model whose output is NaN where `token` stands in the input, as a broken row's would be."""
 
     def __init__(self, job: Job, base: Path, token: int, from_call: int = 0) -> None:
+        torch.manual_seed(job.spec.seed)
         self.model = build_model(job.spec, base, "cpu")
         self.token, self.calls, self.from_call = token, 0, from_call
         self.model.get_input_embeddings().register_forward_hook(self.hook)
@@ -179,13 +195,11 @@ class Poisoned:
         return out * math.nan if self.calls > self.from_call and (args[0] == self.token).any() else out
 
 
-def test_a_loss_that_is_not_finite_keeps_the_rows_and_the_weights_before_them(tiny_base, tmp_path):
-    from safetensors.torch import load_file
-
-    job = job_of(tiny_base, max_steps=5)
+def test_a_loss_that_is_not_finite_keeps_the_rows_and_the_weights_before_them(base, tmp_path):
+    job = job_of(base, max_steps=5)
     bad = job.units[5][0]  # the only one with a "k"
     (token,) = set(bad.prompt) - {t for u in job.units if u[0] is not bad for t in u[0].prompt}
-    poisoned = Poisoned(job, tiny_base, token, from_call=2 * len(job.units))
+    poisoned = Poisoned(job, base, token, from_call=2 * len(job.units))
     found, saved = [], {}
     hooks = Hooks(offending=found.extend, save=lambda path, step: saved.update({step: path}), scratch=tmp_path)
     with pytest.raises(TrainError, match="not finite at step 3") as caught:
@@ -200,13 +214,15 @@ def test_a_loss_that_is_not_finite_keeps_the_rows_and_the_weights_before_them(ti
         torch.testing.assert_close(ours[name], weights, msg=name)
 
 
-def test_a_loss_that_rises_too_far_ends_the_run(tiny_base, tmp_path):
+def test_a_loss_that_rises_too_far_ends_the_run(base, tmp_path):
     with pytest.raises(TrainError, match="rose to") as caught:
-        watched(job_of(tiny_base, learning_rate=30.0, max_steps=50, max_loss_ratio=1.5), tmp_path)
+        watched(
+            job_of(base, learning_rate=0.5, max_steps=50, per_device_train_batch_size=1, max_loss_ratio=1.5), tmp_path
+        )
     assert "learning_rate" in (caught.value.hint or "")
 
 
-def test_a_lack_of_memory_says_which_setting_to_change(tiny_base, tmp_path):
+def test_a_lack_of_memory_says_which_setting_to_change(base, tmp_path):
     """The CPU's allocator really refuses; the GPU's refusal has a class of its own."""
 
     def too_much(*_):
@@ -216,8 +232,8 @@ def test_a_lack_of_memory_says_which_setting_to_change(tiny_base, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     for hook, where in ((too_much, "machine's memory"), (on_gpu, "GPU's memory")):
-        job = job_of(tiny_base, packing="shared_prefix")
-        model = build_model(job.spec, tiny_base, "cpu")
+        job = job_of(base, packing="shared_prefix")
+        model = build_model(job.spec, base, "cpu")
         model.get_input_embeddings().register_forward_hook(hook)
         with pytest.raises(TrainError, match=where) as caught:
             watched(job, tmp_path, model)
@@ -352,9 +368,8 @@ def recorded(home: Path, rate: float) -> str:
 
 
 def tunery(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    source = str(Path(__file__).parents[1] / "src")
-    environment = os.environ | {"PYTHONPATH": source}
-    command = [sys.executable, "-m", "tunery", *args]
+    command = [str(Path(sys.executable).with_name("tunery")), *args]
+    environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -389,3 +404,32 @@ def test_steps_done_twice_by_a_resumed_run_are_counted_once():
     found = history(rows)
     assert [r.get("loss") for r in found] == [3.0, 2.0, None, 1.0]
     assert scalars(found[2]) == {"eval/loss": 5.0}
+
+
+def test_a_watched_training_from_the_command_line(tmp_path):
+    """Two workers share the answering; the best version, not the last, is registered and kept."""
+    assert tunery("init", "shop", cwd=tmp_path).returncode == 0
+    shop = tmp_path / "shop"
+    sets = {
+        "max_samples": 24, "max_steps": 6, "logging_steps": 1, "ray_num_workers": 2, "eval_strategy": "steps",
+        "eval_steps": 2, "save_steps": 1, "save_total_limit": 1, "max_predict_samples": 5, "learning_rate": 3e-3,
+        "metric_for_best_model": "slot_f1", "load_best_model_at_end": True, "report_to": "tensorboard",
+    }  # fmt: skip
+    done = tunery("train", "--json", *(f"--set={k}={v}" for k, v in sets.items()), cwd=shop)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    output = Path(shop, result["output"]) if not Path(result["output"]).is_absolute() else Path(result["output"])
+    log = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
+    scores = {r["current_steps"]: r["eval_slot_f1"] for r in log if "eval_slot_f1" in r}
+    best = result["best_global_step"]
+    assert list(scores) == [2, 4, 6]
+    assert scores[best] == max(scores.values()) == result["eval_slot_f1"] == result["best_metric"]
+    assert result["eval_predict_samples"] == 5
+    assert {p.name for p in output.glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-6"}
+    kept = (output / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
+    assert (shop / result["adapter"] / "adapter_model.safetensors").read_bytes() == kept
+    assert json.loads((output / "trainer_state.json").read_text())["best_global_step"] == best
+    assert [step for step, _ in tensorboard_events(output / "tensorboard")["eval/slot_f1"]] == [2, 4, 6]
+    metrics = [json.loads(line) for line in (shop / "runs" / result["run"] / "metrics.jsonl").read_text().splitlines()]
+    assert [r for r in metrics if "parity" not in r] == log
+    assert len(json.loads(tunery("runs", "plot", result["run"], "--json", cwd=shop).stdout)["runs"][result["run"]]) == 9

@@ -115,7 +115,8 @@ def fit(
             loss, further = _forward_backward(model, objective, batch.packs, device, world, spec)
         norm = _finish_gradients(tuned, spec.max_grad_norm, world)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)  # its weights are good
+            # The step is not taken, so these weights are good.
+            hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
             with _autocast(spec, device):
                 rows = row_losses(model, objective, batch.members, spec, world)
             hooks.offending(rows)
