@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_answering_changes_nothing_in_the_training(base, tmp_path):
 
 
 def test_answers_leave_the_models_attention_and_mode_as_they_were(base):
-    model = build_model(job_of(base).spec, base, "cpu")
+    model: Any = build_model(job_of(base).spec, base, "cpu")
     assert [len(a) <= 3 for a in answers(model, [[5, 6, 7], [8]], [2], 3)] == [True, True]
     assert model.training
     assert model.base_model.model.config._attn_implementation == "tunery_shared_prefix"
@@ -186,7 +187,7 @@ class Poisoned:
 
     def __init__(self, job: Job, base: Path, token: int, from_call: int = 0) -> None:
         torch.manual_seed(job.spec.seed)
-        self.model = build_model(job.spec, base, "cpu")
+        self.model: Any = build_model(job.spec, base, "cpu")
         self.token, self.calls, self.from_call = token, 0, from_call
         self.model.get_input_embeddings().register_forward_hook(self.hook)
 
@@ -233,7 +234,7 @@ def test_a_lack_of_memory_says_which_setting_to_change(base, tmp_path):
 
     for hook, where in ((too_much, "machine's memory"), (on_gpu, "GPU's memory")):
         job = job_of(base, packing="shared_prefix")
-        model = build_model(job.spec, base, "cpu")
+        model: Any = build_model(job.spec, base, "cpu")
         model.get_input_embeddings().register_forward_hook(hook)
         with pytest.raises(TrainError, match=where) as caught:
             watched(job, tmp_path, model)
@@ -249,11 +250,10 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_refused_before_the_start(
     with pytest.raises(ConfigError, match="unknown tracker") as caught:
         trackers_of(["tensorbord"])
     assert "tensorboard" in (caught.value.hint or "")
-    for name, package in (("mlflow", "mlflow-skinny"), ("wandb", "wandb")):
-        if name not in trackers_of("all"):
-            with pytest.raises(ConfigError, match="not installed") as caught:
-                trackers_of(name)
-            assert f"pip install {package}" in (caught.value.hint or "")
+    for name in {"mlflow", "wandb"} - set(trackers_of("all")):
+        with pytest.raises(ConfigError, match="not installed") as caught:
+            trackers_of(name)
+        assert f"pip install {name}" in (caught.value.hint or "")
 
 
 ROWS = [
@@ -273,14 +273,15 @@ def tensorboard_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Scalars of the event files by tag, read as TensorBoard reads them: TFRecords of Event messages."""
     import struct
 
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
+    message: Any = event_pb2
     found: dict[str, list[tuple[int, float]]] = {}
     for file in folder.glob("events.out.tfevents*"):
         data, at = file.read_bytes(), 0
         while at < len(data):
             (length,) = struct.unpack("<Q", data[at : at + 8])
-            event = Event.FromString(data[at + 12 : at + 12 + length])
+            event = message.Event.FromString(data[at + 12 : at + 12 + length])
             at += 12 + length + 4
             for value in event.summary.value:
                 if value.WhichOneof("value") == "simple_value":
@@ -299,7 +300,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
 
 def test_mlflow_holds_what_was_logged(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     report_all("mlflow", tmp_path)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -307,12 +308,16 @@ def test_mlflow_holds_what_was_logged(tmp_path, monkeypatch):
     assert (run.info.run_name, run.info.status, run.data.params["stage"]) == ("run-1", "FINISHED", "sft")
     assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")] == [(1, 2.0), (2, 1.0)]
     assert run.data.metrics["eval/exact_match"] == 0.25
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
+    with pytest.raises(ConfigError, match="mlflow does not start"):
+        report_all("mlflow", tmp_path)
 
 
 def test_wandb_works_without_a_network(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     report_all("wandb", tmp_path)
+    wandb.teardown()
     (log,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"eval/exact_match" in log.read_bytes()
 

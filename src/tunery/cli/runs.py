@@ -115,7 +115,7 @@ def runs_plot(
         screen.say(f"[bold]{name}[/]")
         for key in ("loss", "eval_loss", "eval_exact_match", "eval_slot_f1"):
             if values := [row[key] for row in rows if key in row]:
-                screen.say(f"  {key:<17}{sparkline(values)}  {values[0]:.4g} → {values[-1]:.4g}")
+                screen.say(f"  {key:<17}{sparkline(values, log='loss' in key)}  {values[0]:.4g} → {values[-1]:.4g}")
     screen.say(str(path))
     screen.result({"plot": str(path), "runs": found})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -367,14 +368,14 @@ class Screen:
                 self.say("")
 
 
-def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """A curve in one line, on a log scale, as losses are read."""
-    from math import log
-
+def sparkline(values: Sequence[float], width: int = 32, *, log: bool = True) -> str:
+    """A curve in one line; on a log scale as losses are read, or not."""
     if not values:
         return ""
     step = max(1, len(values) // width)
-    means = [log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step]))) for i in range(0, len(values), step)]
+    means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
+    if log:
+        means = [math.log(max(1e-9, mean)) for mean in means]
     low, high = min(means), max(means)
     return "".join(_BARS[int((v - low) / max(1e-9, high - low) * 7)] for v in means)
 

@@ -102,6 +102,7 @@ def plot_runs(runs: Mapping[str, Rows], path: Path) -> None:
                 figure.axes[1].plot(*zip(*found, strict=True), marker="o", **style)
     _losses(figure.axes[0])
     if scores:
+        figure.axes[0].label_outer()
         axes = figure.axes[1]
         axes.set(xlabel="step", ylabel="share of held-out rows", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.25)

@@ -13,12 +13,7 @@ from tunery.config import TrainSpec, nearest
 from tunery.errors import ConfigError
 
 Scalars = Callable[[int, Mapping[str, float]], None]  # a step, and what was measured there
-# What each needs: a module, and the package that holds it.
-PACKAGES = {
-    "tensorboard": ("tensorboardX", "tensorboardX"),
-    "mlflow": ("mlflow", "mlflow-skinny"),
-    "wandb": ("wandb", "wandb"),
-}
+PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}  # what each needs; imports as named
 _PLACE = ("current_steps", "total_steps", "percentage", "elapsed_time", "remaining_time", "best_global_step")
 
 
@@ -26,19 +21,16 @@ def trackers_of(report_to: str | Sequence[str]) -> list[str]:
     """The trackers that `report_to` names. Raises ConfigError for an unknown one, or one that is not installed."""
     names = [report_to] if isinstance(report_to, str) else list(report_to)
     if names == ["all"]:
-        return [name for name, (module, _) in PACKAGES.items() if find_spec(module)]
+        return [name for name, package in PACKAGES.items() if find_spec(package)]
     names = [name for name in names if name != "none"]
     for name in names:
         if name not in PACKAGES:
             near = nearest(name, PACKAGES)
             hint = f'did you mean "{near}"?' if near else f"one of: {', '.join(PACKAGES)}, all, none"
             raise ConfigError(f'report_to: unknown tracker "{name}"', hint=hint)
-        module, package = PACKAGES[name]
-        if not find_spec(module):
-            raise ConfigError(
-                f"report_to: {name} is not installed",
-                hint=f"pip install {package}, or leave {name} out of report_to",
-            )
+        if not find_spec(PACKAGES[name]):
+            hint = f"pip install {PACKAGES[name]}, or leave {name} out of report_to"
+            raise ConfigError(f"report_to: {name} is not installed", hint=hint)
     return names
 
 
@@ -46,21 +38,27 @@ def trackers_of(report_to: str | Sequence[str]) -> list[str]:
 def reporting(spec: TrainSpec, output: Path, run: str) -> Iterator[Callable[[Mapping[str, Any]], list[str]]]:
     """A function that passes log rows on to the trackers of `spec`, as the run named `run`.
 
-    A tracker that fails on the way, as its server may, gets no more rows, and the function returns why: a training
-    is worth more than its curve in another place.
+    Raises ConfigError for a tracker that does not start. One that fails on the way, as its server may, gets no more
+    rows, and the function returns why: a training is worth more than its curve in another place.
+
     TensorBoard's events go to `output`/tensorboard. MLflow and W&B go where their own variables say
     (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, WANDB_PROJECT, WANDB_MODE), else into `output` too.
     """
     with ExitStack() as stack:
-        names = trackers_of(spec.report_to)
-        writers = {name: stack.enter_context(_OPEN[name](spec, output, run)) for name in names}
+        writers: dict[str, Scalars] = {}
+        for name in trackers_of(spec.report_to):
+            try:
+                writers[name] = stack.enter_context(_OPEN[name](spec, output, run))
+            except Exception as exc:  # each tracker has errors of its own
+                hint = f"see that its server and its key are right, or leave {name} out of report_to"
+                raise ConfigError(f"report_to: {name} does not start: {exc}", hint=hint) from exc
 
         def report(row: Mapping[str, Any]) -> list[str]:
             faults = []
-            for name, write in list(writers.items()):
+            for name, write in list(writers.items()) if "current_steps" in row else ():
                 try:
                     write(row["current_steps"], scalars(row))
-                except Exception as exc:  # each tracker has errors of its own
+                except Exception as exc:
                     del writers[name]
                     faults.append(f"{name} gets no more of this run: {exc}")
             return faults
@@ -97,8 +95,8 @@ def _tensorboard(spec: TrainSpec, output: Path, run: str) -> Iterator[Scalars]:
 def _mlflow(spec: TrainSpec, output: Path, run: str) -> Iterator[Scalars]:
     import mlflow  # pyright: ignore[reportMissingImports]
 
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri((output / "mlruns").resolve().as_uri())
+    here = f"sqlite:///{(output / 'mlflow.db').resolve()}"
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or here)
     if not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         mlflow.set_experiment("tunery")
     with mlflow.start_run(run_name=run):

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,45 +72,61 @@ def train(
         task=plan.task if generates(plan.spec, _use_gpu(plan)) else None,
     )
     queue: Any = Queue(actor_options={"num_cpus": 0})
-    summary: dict[str, Any] = {}
-    # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
-    running = ray.remote(num_cpus=0, max_retries=0)(_run_ray_train).remote(
-        plan.spec, _use_gpu(plan), str((output / "ray").resolve()), {"job": [ray.put(job)], "queue": queue, "run": run}
-    )
+    kept = _Kept(plan, output, job.evaluations)
     mode = "a" if job.resume_from else "w"
-    best = job.evaluations[-1].get("best_global_step") if job.evaluations else None
     with log_path.open(mode, encoding="utf-8") as log, reporting(plan.spec, output, run) as report:
+        # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
+        config = {"job": [ray.put(job)], "queue": queue, "run": run}
+        running = ray.remote(num_cpus=0, max_retries=0)(_run_ray_train).remote(
+            plan.spec, _use_gpu(plan), str((output / "ray").resolve()), config
+        )
         for event in _drain(queue, running):
-            if "checkpoint" in event:
-                _unpack(output / event["checkpoint"], event["files"])
-                _delete_old_checkpoints(output, plan.spec.save_total_limit, best)
-            elif "offending" in event:
-                write_offending(plan, output / "offending_rows.jsonl", event["offending"])
-            elif "summary" in event:
-                summary = event["summary"]
-            elif "parity" in event:
-                write_json_atomic(output / "parity.json", event["parity"])
-                on_event(event)
-            else:
-                best = event.get("best_global_step", best)
+            if kept.take(event):
+                continue
+            if "parity" not in event:
                 log.write(json.dumps(event) + "\n")
                 log.flush()
-                on_event(event)
-                for fault in report(event):
-                    on_event({"note": fault})
-    queue.shutdown(force=True)
-    try:
-        ray.get(running)
-    except RayError as exc:
-        raise _translate(exc) from None
+            on_event(event)
+            for fault in report(event):
+                on_event({"note": fault})
+        queue.shutdown(force=True)
+        try:
+            ray.get(running)
+        except RayError as exc:
+            raise _translate(exc) from None
     shutil.rmtree(output / "ray", ignore_errors=True)
     final = _last_checkpoint(output)
-    if plan.spec.load_best_model_at_end and best is not None:
-        final = output / f"checkpoint-{best}"
-    if final is None or not summary:
+    if plan.spec.load_best_model_at_end and kept.best is not None:
+        final = output / f"checkpoint-{kept.best}"
+    if final is None or not kept.summary:
         raise TrainError("the workers ended without a checkpoint")
-    results = write_results(plan, output, final, summary)
+    results = write_results(plan, output, final, kept.summary)
     return Trained(output, results)
+
+
+class _Kept:
+    """What the workers send that is kept in files: checkpoints, the certificate, rows that could not be learnt."""
+
+    def __init__(self, plan: Plan, output: Path, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        self.plan, self.output = plan, output
+        self.summary: Event = {}
+        self.best: int | None = evaluations[-1].get("best_global_step") if evaluations else None
+
+    def take(self, event: Event) -> bool:
+        """Keep what `event` brings; whether that was all of it, and nobody else needs to hear."""
+        if "checkpoint" in event:
+            _unpack(self.output / event["checkpoint"], event["files"])
+            _delete_old_checkpoints(self.output, self.plan.spec.save_total_limit, self.best)
+        elif "offending" in event:
+            write_offending(self.plan, self.output / "offending_rows.jsonl", event["offending"])
+        elif "summary" in event:
+            self.summary = event["summary"]
+        else:
+            if "parity" in event:
+                write_json_atomic(self.output / "parity.json", event["parity"])
+            self.best = event.get("best_global_step", self.best)
+            return False
+        return True
 
 
 def _run_ray_train(spec: TrainSpec, gpu: bool, storage: str, config: dict[str, Any]) -> None:
