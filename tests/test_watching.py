@@ -24,7 +24,9 @@ from tunery.training.artifacts import history
 from tunery.training.batches import Job, single
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
-from tunery.training.packing import prefix_groups
+from tunery.training.objectives import Supervised
+from tunery.training.packing import build_pack, prefix_groups
+from tunery.training.progress import flops_per_token
 from tunery.training.trackers import reporting, scalars, trackers_of
 from tunery.training.watching import Best, answers, check, generates
 from tunery.types import Example, Message
@@ -180,6 +182,20 @@ def test_a_log_row_says_how_fast_how_large_and_how_long(base, tmp_path):
     )  # unpacked
     assert 0.05 < last["memory_rss"] < 64
     assert (last["percentage"], last["remaining_time"]) == (100, 0)
+
+
+def test_the_flops_of_mfu_are_those_that_pytorch_counts(base):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model: Any = build_model(job_of(base).spec, base, "cpu")
+    model.enable_input_require_grads()  # else the first layer has less to do than the others
+    for module in model.modules():
+        module.__dict__.pop("forward", None)  # the counter does not know the fused layers' in-place products
+    pack = build_pack([job_of(base).units[0]], 0)
+    with FlopCounterMode(display=False) as counter:
+        Supervised().loss(model, pack)[0].backward()
+    head = 4 * len(pack.labels) * model.get_output_embeddings().weight.numel()
+    assert counter.get_total_flops() - head == flops_per_token(model) * pack.ids.numel()
 
 
 class Poisoned:
