@@ -21,7 +21,7 @@ BUNDLED_BASE = "tunery-base"
 # What LLaMA-Factory uses these keys for is either always so here, or has no meaning here.
 INERT_TRAIN_KEYS = frozenset({
     "do_train", "do_eval", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
-    "overwrite_output_dir", "ray_storage_path", "report_to", "save_only_model", "use_cache", "flash_attn",
+    "overwrite_output_dir", "ray_storage_path", "save_only_model", "use_cache", "flash_attn",
     "per_device_eval_batch_size", "ray_init_kwargs", "batch_eval_metrics", "include_num_input_tokens_seen",
 })  # fmt: skip
 
@@ -66,7 +66,18 @@ class TrainSpec(Spec):
     eval_steps: int | None = Field(default=None, ge=1)
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_total_limit: int | None = Field(default=None, ge=1)  # beside the best one, where there is a best
     plot_loss: bool = True
+    report_to: str | list[str] = "none"  # tensorboard, mlflow, wandb; all: those installed
+    # watching
+    predict_with_generate: bool | None = None  # None: on a GPU, and where metric_for_best_model needs it
+    max_predict_samples: int = Field(default=64, ge=1)
+    metric_for_best_model: str | None = None  # loss, exact_match, slot_f1, parse_rate; None: loss
+    greater_is_better: bool | None = None
+    load_best_model_at_end: bool = False
+    early_stopping_patience: int | None = Field(default=None, ge=1)  # evaluations without a better one
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    max_loss_ratio: float | None = Field(default=None, gt=1)  # to the lowest logged loss; above it the run ends
     # optimisation
     per_device_train_batch_size: int | None = Field(default=None, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)

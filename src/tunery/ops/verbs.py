@@ -75,6 +75,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     `resume` goes on with an interrupted run, by its id or "last". Returns the finished Run; its `result` holds the
     version's ref and the training results. Raises TuneryError; the run folder then says why.
     """
+    from tunery.engine.cluster import dashboard_url
     from tunery.training import prepare
     from tunery.training import train as run_training
 
@@ -97,8 +98,10 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
             observer({"event": "train", **event})
 
         with FolderLock(output), _ray(project, run.logs):
+            if url := dashboard_url():
+                observer({"event": "dashboard", "url": url})
             observer({"event": "stage", "text": "starting the workers"})
-            trained = run_training(plan, output, resume=earlier is not None, on_event=heard)
+            trained = run_training(plan, output, run=run.id, resume=earlier is not None, on_event=heard)
         version = registry.register(home, project.model, plan, trained, profile=profile, run_id=run.id)
         run.result(
             version=version.ref, adapter=str(version.adapter), output=str(output), notes=plan.notes, **trained.results

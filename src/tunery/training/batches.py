@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
+from tunery.tasks import Task
 from tunery.training.packing import Group, Pack, Unit, make_packs
 from tunery.types import Example
 
@@ -31,6 +33,8 @@ class Job:
     eval_groups: Sequence[Group] = ()
     examples: Sequence[Example] = ()  # those of `units`, where augmentation works on their text
     resume_from: str | None = None
+    evaluations: Sequence[Mapping[str, Any]] = ()  # log rows of those before that checkpoint
+    task: Task | None = None  # where evaluations shall score answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Batch:
     """One worker's share of an optimizer step."""
 
     packs: list[Pack]
-    ids: list[str]  # of its rows
+    members: list[Unit]
     units: int  # in the whole batch, over all workers
 
 
@@ -124,7 +128,7 @@ class Batches:
         for place, i in enumerate(mine):
             members.setdefault(self._group_of[i], []).append(place)
         groups = [Group(self.job.groups[at].prefix, places) for at, places in sorted(members.items())]
-        return Batch(self.packer.packs(units, groups), [row.id for unit in units for row in unit], len(indices))
+        return Batch(self.packer.packs(units, groups), units, len(indices))
 
     def _swapped(self, mine: Sequence[int], step: int) -> list[Unit]:
         assert self._swap

@@ -58,6 +58,8 @@ class Plan:
 def prepare(spec: TrainSpec) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
     from tunery.training.packing import prefix_groups
+    from tunery.training.trackers import trackers_of
+    from tunery.training.watching import check
 
     spec = resolve_train(spec)
     if not spec.dataset:
@@ -66,10 +68,12 @@ def prepare(spec: TrainSpec) -> Plan:
         raise ConfigError("fp16 and bf16 are both on", hint="choose one")
     if spec.mask_history and spec.train_on_prompt:
         raise ConfigError("mask_history and train_on_prompt are both on", hint="choose one")
+    trackers_of(spec.report_to)
     notes: list[str] = []
     base, tokenizer = _base(spec, notes)
     train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
     held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
+    check(spec, len(held_out or ()))
     template = Template(spec.template or "auto", tokenizer)
     writer = _writer(template, base)
     examples, rows = _encode(train, writer, spec, base, notes)

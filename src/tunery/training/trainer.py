@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
 from tunery.storage import write_json_atomic
-from tunery.training.artifacts import write_results
+from tunery.training.artifacts import evaluations_until, write_offending, write_results
 from tunery.training.plan import Plan
+from tunery.training.trackers import ray_gauges, reporting
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
@@ -34,22 +35,31 @@ class Trained:
 
 
 def train(
-    plan: Plan, output: Path, *, resume: bool = False, on_event: Callable[[Event], None] = lambda event: None
+    plan: Plan,
+    output: Path,
+    *,
+    run: str = "train",
+    resume: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> Trained:
     """Fine-tune as planned and leave LLaMA-Factory's files in `output`. Ray must be initialised.
 
-    `on_event` gets every log row of the loop as it comes. Raises TrainError, or the worker's own TuneryError.
+    `run` is its name for trackers and metrics. `on_event` gets every log row of the loop as it comes. Raises
+    TrainError, or the worker's own TuneryError.
     """
     import ray
     from ray.exceptions import RayError
     from ray.util.queue import Queue
 
     from tunery.training.batches import Job, single
+    from tunery.training.watching import generates
 
     if (output / "adapter_model.safetensors").exists():
         raise TrainError(f"{output} already holds a trained adapter", hint="choose another output_dir")
     output.mkdir(parents=True, exist_ok=True)
     _check_resources(plan)
+    checkpoint = _last_checkpoint(output) if resume else None
+    log_path = output / "trainer_log.jsonl"
     job = Job(
         spec=plan.spec,
         units=single(plan.rows),
@@ -57,51 +67,77 @@ def train(
         eval_units=single(plan.eval_rows),
         eval_groups=plan.eval_groups,
         examples=plan.examples if plan.spec.entity_swap else (),
-        resume_from=str(_last_checkpoint(output)) if resume and _last_checkpoint(output) else None,
+        resume_from=str(checkpoint) if checkpoint else None,
+        evaluations=evaluations_until(log_path, _step_of(checkpoint)) if checkpoint else (),
+        task=plan.task if generates(plan.spec, _use_gpu(plan)) else None,
     )
     queue: Any = Queue(actor_options={"num_cpus": 0})
-    summary: dict[str, Any] = {}
-    # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
-    running = ray.remote(num_cpus=0, max_retries=0)(_run_ray_train).remote(
-        plan.spec, _use_gpu(plan), str((output / "ray").resolve()), [ray.put(job)], queue
-    )
-    log_path = output / "trainer_log.jsonl"
+    kept = _Kept(plan, output, job.evaluations)
     mode = "a" if job.resume_from else "w"
-    with log_path.open(mode, encoding="utf-8") as log:
+    with log_path.open(mode, encoding="utf-8") as log, reporting(plan.spec, output, run) as report:
+        # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
+        config = {"job": [ray.put(job)], "queue": queue, "run": run}
+        running = ray.remote(num_cpus=0, max_retries=0)(_run_ray_train).remote(
+            plan.spec, _use_gpu(plan), str((output / "ray").resolve()), config
+        )
         for event in _drain(queue, running):
-            if "checkpoint" in event:
-                _unpack(output / event["checkpoint"], event["files"])
-            elif "summary" in event:
-                summary = event["summary"]
-            elif "parity" in event:
-                write_json_atomic(output / "parity.json", event["parity"])
-                on_event(event)
-            else:
+            if kept.take(event):
+                continue
+            if "parity" not in event:
                 log.write(json.dumps(event) + "\n")
                 log.flush()
-                on_event(event)
-    queue.shutdown(force=True)
-    try:
-        ray.get(running)
-    except RayError as exc:
-        raise _translate(exc) from None
+            on_event(event)
+            for fault in report(event):
+                on_event({"note": fault})
+        queue.shutdown(force=True)
+        try:
+            ray.get(running)
+        except RayError as exc:
+            raise _translate(exc) from None
     shutil.rmtree(output / "ray", ignore_errors=True)
     final = _last_checkpoint(output)
-    if final is None or not summary:
+    if plan.spec.load_best_model_at_end and kept.best is not None:
+        final = output / f"checkpoint-{kept.best}"
+    if final is None or not kept.summary:
         raise TrainError("the workers ended without a checkpoint")
-    results = write_results(plan, output, final, summary)
+    results = write_results(plan, output, final, kept.summary)
     return Trained(output, results)
 
 
-def _run_ray_train(spec: TrainSpec, gpu: bool, storage: str, job: list[Any], queue: Any) -> None:
-    """One `TorchTrainer.fit`. `job` holds the Job's reference, in a list so that Ray passes it on unresolved."""
+class _Kept:
+    """What the workers send that is kept in files: checkpoints, the certificate, rows that could not be learnt."""
+
+    def __init__(self, plan: Plan, output: Path, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        self.plan, self.output = plan, output
+        self.summary: Event = {}
+        self.best: int | None = evaluations[-1].get("best_global_step") if evaluations else None
+
+    def take(self, event: Event) -> bool:
+        """Keep what `event` brings; whether that was all of it, and nobody else needs to hear."""
+        if "checkpoint" in event:
+            _unpack(self.output / event["checkpoint"], event["files"])
+            _delete_old_checkpoints(self.output, self.plan.spec.save_total_limit, self.best)
+        elif "offending" in event:
+            write_offending(self.plan, self.output / "offending_rows.jsonl", event["offending"])
+        elif "summary" in event:
+            self.summary = event["summary"]
+        else:
+            if "parity" in event:
+                write_json_atomic(self.output / "parity.json", event["parity"])
+            self.best = event.get("best_global_step", self.best)
+            return False
+        return True
+
+
+def _run_ray_train(spec: TrainSpec, gpu: bool, storage: str, config: dict[str, Any]) -> None:
+    """One `TorchTrainer.fit`. The Job's reference is in a list, so that Ray passes it on unresolved."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job[0], "queue": queue},
+        train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.ray_num_workers,
@@ -135,12 +171,22 @@ def _worker(config: dict[str, Any]) -> None:
     if not gpu:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, context.get_local_world_size())))
 
+    show = ray_gauges(config["run"])
+
+    def put(event: Event) -> None:
+        if rank == 0:
+            queue.put(event)
+
     def log(row: Event) -> None:
         if rank == 0:
-            queue.put(row)
+            show(row)
+        put(row)
 
     def parity(certificate: Any) -> None:
-        log({"parity": certificate.as_dict()})
+        put({"parity": certificate.as_dict()})
+
+    def offending(rows: list[Event]) -> None:
+        put({"offending": rows})
 
     def save(folder: Path, step: int) -> None:
         if rank == 0:
@@ -148,9 +194,10 @@ def _worker(config: dict[str, Any]) -> None:
             queue.put({"checkpoint": folder.name, "step": step, "files": files})
             shutil.rmtree(folder, ignore_errors=True)
 
-    job: Job = ray.get(config["job"])
+    (reference,) = config["job"]
+    job: Job = ray.get(reference)
     with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
-        hooks = Hooks(log=log, save=save, parity=parity, scratch=Path(scratch))
+        hooks = Hooks(log=log, save=save, parity=parity, offending=offending, scratch=Path(scratch))
         summary = fit(job, hooks, rank=rank, world=world, device="cuda" if gpu else "cpu")
     if rank == 0:
         queue.put({"summary": summary})
@@ -184,7 +231,19 @@ def _unpack(folder: Path, files: dict[str, bytes]) -> None:
 
 def _last_checkpoint(output: Path) -> Path | None:
     found = [p for p in output.glob("checkpoint-*") if p.suffix != ".part"]
-    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+    return max(found, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _delete_old_checkpoints(output: Path, limit: int | None, best: int | None) -> None:
+    """Keep the `limit` newest and the best, as transformers does."""
+    found = sorted((p for p in output.glob("checkpoint-*") if p.suffix != ".part"), key=_step_of)
+    for checkpoint in found[: -limit if limit else 0]:
+        if _step_of(checkpoint) != best:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _use_gpu(plan: Plan) -> bool:
