@@ -29,6 +29,7 @@ def tunery(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 def test_every_verb_has_help_with_an_example_and_json(verb):
     done = tunery(*verb.split(), "--help")
     assert done.returncode == 0
+    assert f"Usage: tunery {verb} [OPTIONS]" in done.stdout
     assert "Example:" in done.stdout
     assert "--json" in done.stdout
     if verb in ("train", "eval", "batch", "serve"):
@@ -45,6 +46,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
         (["train"], 2, "no training dataset", "train.dataset"),
         (["eval", "ghost"], 1, 'no model "ghost"', "tunery models list"),
         (["eval", "--gate", "slot_f2>=1"], 2, "slot_f2", "slot_f1"),
+        (["eval", "--gaet", "x"], 2, "--gaet", "`tunery eval --help`"),
         (["eval", "compare", "ghost@1", "ghost@2"], 1, 'no model "ghost"', "tunery models list"),
         (["runs", "show", "x"], 1, 'no run "x"', "tunery runs list"),
         (["data", "check", "no.jsonl"], 1, "no.jsonl", ""),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,14 @@ from tunery.types import Example, Message
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How turns are written. Each of the four is one piece of text, tokenised on its own."""
+    """How turns are written. Each is one piece of text, tokenised on its own; `start` stands once before all."""
 
     system: str
     user: str
     assistant: str
     stop: str
     default_system: str = ""
+    start: str = ""
 
 
 _CHATML = Layout(
@@ -49,6 +50,7 @@ LAYOUTS = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
         assistant="{}<|eot_id|>",
         stop="<|eot_id|>",
+        start="<|begin_of_text|>",
     ),
 }
 _PROBE = (
@@ -144,7 +146,9 @@ class Template:
             return [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)]
         turns = list(messages)
         system = turns.pop(0).content if turns and turns[0].role == "system" else layout.default_system
-        pieces = [layout.system.format(system)] if system else []
+        pieces = [layout.start] if layout.start else []
+        if system:
+            pieces.append(layout.system.replace("{}", system, 1))
         for message in turns:
             if message.role not in ("user", "assistant"):
                 raise DataError(f'template "{self.name}" has no place for a "{message.role}" turn here')
@@ -167,6 +171,40 @@ class Template:
                 hint=f"training and inference would disagree; choose template: {' | '.join(LAYOUTS)}",
             )
         return whole[len(prompt) :]
+
+
+def prompt_samples(examples: Sequence[Example], rows: Sequence[Row], most: int = 4) -> list[dict[str, Any]]:
+    """Some training prompts, from the shortest to the longest: {"messages", "prompt_token_ids"}, as JSON values."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+    picked = dict.fromkeys(order[i * (len(order) - 1) // (most - 1)] for i in range(most)) if order else ()
+    return [
+        {
+            "messages": [{"role": m.role, "content": m.content} for m in examples[i].messages],
+            "prompt_token_ids": rows[i].prompt,
+        }
+        for i in picked
+    ]
+
+
+def check_prompts(samples: Sequence[Mapping[str, Any]], template: Template, name: str) -> None:
+    """Raises ModelError where `template` writes one of `prompt_samples` otherwise than the training of `name` did.
+
+    The one check of eval, batch and serve, each with the very template and tokenizer it is about to write prompts with.
+    """
+    messages = [tuple(Message(m["role"], m["content"]) for m in s["messages"]) for s in samples]
+    written = template.prompts([Example(str(i), turns, None) for i, turns in enumerate(messages)])
+    for sample, now in zip(samples, written, strict=True):
+        then = sample["prompt_token_ids"]
+        if now == then:
+            continue
+        pairs = enumerate(zip(then, now, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(then), len(now)))
+        before, after = (template.tokenizer.decode(ids[at : at + 8]) for ids in (then, now))
+        raise ModelError(
+            f'{name}: template "{template.name}" does not write the prompts it was trained on: from token {at} on '
+            f"{after!r}, in training {before!r}",
+            hint=f"its answers would be worse, and nothing would say so; train it again with template: {template.name}",
+        )
 
 
 def common_turns(examples: Sequence[Example]) -> tuple[str | None, str | None]:
