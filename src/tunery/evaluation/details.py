@@ -123,7 +123,9 @@ def span_scores(gold: Sequence[Sequence[Value]], said: Sequence[Sequence[Value]]
     }
 
 
-def _entities(true: Sequence[Sequence[dict[str, Any]]], predicted: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+def _entities(
+    true: Sequence[Sequence[dict[str, Any]]], predicted: Sequence[Sequence[dict[str, Any]]]
+) -> dict[str, Any]:
     """Micro scores of entities, seqeval's in strict mode (which would bring scikit-learn along for this one ratio)."""
     hits = sum(span in row for row, spans in zip(true, predicted, strict=True) for span in spans)
     gold, said = sum(map(len, true)), sum(map(len, predicted))
