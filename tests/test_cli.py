@@ -14,7 +14,7 @@ import pytest
 TUNERY = str(Path(sys.executable).with_name("tunery"))
 VERBS = [
     "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data export", "data check",
-    "data show",    "data stats", "data split", "data sample",
+    "data show", "data stats", "data split", "data sample", "data prepare",
     "models list", "models show", "models base", "runs list", "runs show", "runs logs",
     "eval compare",
 ]  # fmt: skip
@@ -32,8 +32,9 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
     assert f"Usage: tunery {verb} [OPTIONS]" in done.stdout
     assert "Example:" in done.stdout
     assert "--json" in done.stdout
-    if verb in ("train", "eval", "batch", "serve"):
+    if verb in ("train", "eval", "batch", "serve", "data prepare"):
         assert "--dry-run" in done.stdout
+    if verb in ("train", "eval", "batch", "serve"):
         assert "--set" in done.stdout
 
 
