@@ -95,7 +95,8 @@ class QuickTokenizer:
         return {"input_ids": [first + found[text] for text in texts]}
 
     def _ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        return [encoding.ids for encoding in self._core.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        encoded = self._core.encode_batch_fast(texts, add_special_tokens=add_special_tokens)  # without offsets
+        return [encoding.ids for encoding in encoded]
 
     def _shared_head(self, texts: list[str]) -> str:
         """A beginning of all texts that can be encoded on its own, once: most rows share a long instruction.
