@@ -5,12 +5,11 @@ import json
 import math
 import random
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import dom
 
 import tunery
 from tunery.errors import ConfigError, DataError, RunError
@@ -279,27 +278,6 @@ def test_the_record_is_three_files(report, tmp_path):
 HOSTILE = '</script><script>document.title="broken"</script><!--<b onload=x> \u2028 \ud800 \U0001f6b2 [Café] & "quotes"'
 
 
-def browser() -> str:
-    found = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
-    if not found:
-        pytest.skip("no Chromium on this machine")
-    return found
-
-
-def dom(page: Path, script: str = "") -> str:
-    """The page's DOM after `script` ran in it, at the width of a phone."""
-    if script:
-        text = page.read_text(errors="replace").replace("</html>", f"<script>{script}</script></html>")
-        page = page.with_name("driven.html")
-        page.write_text(text)
-    done = subprocess.run(
-        [browser(), "--headless", "--no-sandbox", "--window-size=390,844", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_the_page_works_in_a_browser(report, tmp_path):
     paths = write_report(report, tmp_path)
     html = dom(paths["html"])
@@ -316,8 +294,10 @@ def test_the_page_works_in_a_browser(report, tmp_path):
     base = dom(paths["html"], '$("model").value="base";$("model").dispatchEvent(new Event("change"));')
     assert "250 of 250 rows" in base
     assert "the answers have no log-probabilities" in base
-    width = dom(paths["html"], "document.title='width ' + (document.documentElement.scrollWidth <= innerWidth);")
-    assert "<title>width true" in width
+    width = dom(
+        paths["html"], "document.title = `${innerWidth} ${document.documentElement.scrollWidth <= innerWidth}`;"
+    )
+    assert "<title>390 true" in width
 
 
 def test_hostile_rows_are_shown_as_text(tmp_path):
