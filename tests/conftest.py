@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -83,3 +87,30 @@ def make_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 0) -> P
 def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
     """A random adapter of rank 8 on `tiny_base`."""
     return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
+
+
+def browser() -> str:
+    found = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
+    if not found:
+        pytest.skip("no Chromium on this machine")
+    return found
+
+
+def dom(page: Path, script: str = "") -> str:
+    """The page's DOM after `script` ran in it, at the width of a phone.
+
+    It runs in a frame 390 pixels wide, since Chromium's own windows are never less than 500. A page's own policy, which
+    would let no script run, is left out.
+    """
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(errors="replace"))
+    text += f"<script>{script}</script><script>parent.found = document.documentElement.outerHTML</script>"
+    driven = page.with_name("driven.html")
+    frame = f'<iframe width="390" height="844" style="border:0" srcdoc="{escape(text)}"></iframe>'
+    show = "<script>onload = () => document.documentElement.innerHTML = window.found</script>"
+    driven.write_text(f'<!doctype html><meta charset="utf-8">{frame}{show}')
+    done = subprocess.run(
+        [browser(), "--headless", "--no-sandbox", "--dump-dom", driven.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

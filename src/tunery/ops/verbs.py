@@ -143,7 +143,7 @@ class Loaded:
 def load_model(project: Project, ref: str | None) -> Loaded:
     """Resolve `ref` (default: the project's latest version) and check that everything fits together.
 
-    Raises ModelError for another base, another template digest or a rank that lies; RunError for an unknown ref.
+    Raises ModelError for another base, another way of writing prompts or a rank that lies; RunError for an unknown ref.
     """
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
@@ -160,6 +160,7 @@ def load_model(project: Project, ref: str | None) -> Loaded:
             f"(digest {version.template_digest}, here {template.digest})",
             hint="its prompts would differ from its training rows; train it again",
         )
+    registry.check_template(version, template)
     rank = registry.adapter_config(version.adapter).get("r")
     if rank != version.rank:
         raise ModelError(f"{version.ref}: the adapter has rank {rank}, the registry says {version.rank}")
@@ -371,6 +372,7 @@ def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchRe
                 adapter=loaded.adapter,
                 template=loaded.template,
                 task=task_by_name(loaded.version.task),
+                system=loaded.version.system,
                 instruction=project.batch.instruction or loaded.version.instruction,
                 log_dir=run.logs,
                 on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
@@ -385,6 +387,7 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
 
     Every version answers to its ref ("name@3"), and the latest of each name to the bare name.
     """
+    from tunery.data.template import Template
     from tunery.serving import serve as run_service
 
     project = as_project(project)
@@ -404,9 +407,12 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
         loaded = [m for m in loaded if m.base.digest == wanted.digest]
         if left_out:
             observer({"event": "note", "text": f"trained on another base, not served: {', '.join(left_out)}"})
+    by_server = Template("auto", load_tokenizer(wanted)) if loaded else None  # vLLM takes the base's chat template
     for model in loaded:
         assert model.version is not None
+        assert by_server is not None
         registry.check_base(model.version, wanted)
+        registry.check_template(model.version, by_server)
     adapters = {m.label: m.adapter for m in loaded if m.adapter}
     latest = {m.version.name: m.label for m in loaded if m.version}
     with runs.start(home, "serve", project) as run:
