@@ -83,3 +83,36 @@ def make_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 0) -> P
 def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
     """A random adapter of rank 8 on `tiny_base`."""
     return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server (moto's) of this process's own, with a bucket "tunery-test"; `stop` and `start` as one likes."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    server._port = port  # the same again after a stop
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in settings.items():
+            patch.setenv(key, value)
+        import boto3
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps clients, and their endpoint, for good
+        boto3.client("s3").create_bucket(Bucket="tunery-test")
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3_server) -> str:
+    """The address of a bucket in S3."""
+    return "s3://tunery-test"

@@ -141,6 +141,8 @@ class Screen:
     def _on_train(self, event: Mapping[str, Any]) -> None:
         if "parity" in event:
             self._parity(event["parity"])
+        if "restarted" in event:
+            self.say(f"[yellow]note:[/] the workers were lost; new ones go on from step {event['restarted']}")
         if "loss" not in event:
             return
         self._losses.append(event["loss"])

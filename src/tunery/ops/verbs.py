@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.bases import Base, find_base, load_tokenizer
-from tunery.config import BUNDLED_BASE, Project, TrainSpec, load_project
+from tunery.config import BUNDLED_BASE, Project, TrainSpec, in_project, load_project, placed_train
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
@@ -44,23 +44,6 @@ def as_project(project: AnyProject) -> Project:
     return load_project(Path(project) if project is not None else None)
 
 
-def in_project(project: Project, path: str) -> str:
-    """`path` as seen from the project's folder, where it is local and relative."""
-    if "://" in path or Path(path).expanduser().is_absolute():
-        return path
-    return str(Path(project.home) / path)
-
-
-def placed_train(project: Project) -> TrainSpec:
-    """The train section with its paths made independent of the current folder."""
-    spec = project.train
-    update: dict[str, Any] = {"dataset_dir": in_project(project, spec.dataset_dir)}
-    near = Path(project.home) / spec.model_name_or_path
-    if spec.model_name_or_path != BUNDLED_BASE and near.is_dir():
-        update["model_name_or_path"] = str(near)
-    return spec.model_copy(update=update)
-
-
 @contextmanager
 def _ray(project: Project, log_dir: Path) -> Iterator[None]:
     from tunery.engine.cluster import connect, quiet
@@ -89,7 +72,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
     with context as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        output = Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
+        output = Path(plan.spec.output_dir) if plan.spec.output_dir else run.path / "output"
 
         def heard(event: Mapping[str, Any]) -> None:
             run.log(event)
@@ -97,7 +80,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
 
         with FolderLock(output), _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the workers"})
-            trained = run_training(plan, output, resume=earlier is not None, on_event=heard)
+            trained = run_training(plan, output, name=run.id, resume=earlier is not None, on_event=heard)
         version = registry.register(home, project.model, plan, trained, profile=profile, run_id=run.id)
         run.result(version=version.ref, adapter=str(version.adapter), output=str(output), **trained.results)
     return runs.get(home, run.id)

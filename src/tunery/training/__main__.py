@@ -1,0 +1,101 @@
+"""The same training without Ray: `torchrun --nproc-per-node 2 -m tunery.training FILE.yaml [KEY=VALUE ...]`.
+
+Each process is a worker, whatever `ray_num_workers` says; alone, `python -m tunery.training FILE.yaml` is one. The
+adapter stays in `output_dir`: `tunery train` is what registers versions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tunery.config import load_project, placed_train
+from tunery.errors import ConfigError, TuneryError
+from tunery.storage import FolderLock
+from tunery.training.checkpoint import files_of, step_of
+from tunery.training.loop import work
+from tunery.training.output import Event, Output, Trained, job_of
+from tunery.training.plan import Plan, prepare
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status. Rank 0 reads, checks and writes; the others get its job, or nothing when it cannot start."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        if rank == 0:
+            trained = _lead(arguments, world)
+            print(trained.adapter)
+        else:
+            _follow(rank, world)
+    except TuneryError as exc:
+        if rank == 0:
+            print(f"error: {exc}" + (f"\nhint:  {exc.hint}" if exc.hint else ""), file=sys.stderr)
+        return exc.exit_status
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    return 0
+
+
+def _lead(arguments: list[str], world: int) -> Trained:
+    shared = False
+    try:
+        plan = _plan(arguments, world)
+        with FolderLock(str(plan.spec.output_dir)):
+            folder = Output(plan, Path(str(plan.spec.output_dir)), plan.spec.ray_run_name or "", _say)
+            checkpoint = folder.open(resume=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+            files = files_of(checkpoint) if checkpoint else None
+            job = job_of(plan)
+            _share((job, files), world)
+            shared = True
+            folder.hear({"began": step_of(checkpoint) if checkpoint else 0})
+            work(job, files, folder.hear, 0, world, _device())
+            return folder.finish()
+    finally:
+        if not shared:
+            _share(None, world)
+
+
+def _plan(arguments: list[str], world: int) -> Plan:
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError("no training file", hint="torchrun -m tunery.training FILE.yaml [KEY=VALUE ...]")
+    spec = placed_train(load_project(Path(arguments[0]), arguments[1:], "train"))
+    if not spec.output_dir:
+        raise ConfigError("no output_dir", hint="say where the adapter goes: output_dir=FOLDER")
+    return prepare(spec.model_copy(update={"ray_num_workers": world}))
+
+
+def _follow(rank: int, world: int) -> None:
+    if shared := _share(None, world):
+        job, files = shared
+        work(job, files, lambda event: None, rank, world, _device())
+
+
+def _share(value: Any, world: int) -> Any:
+    """Rank 0's value, on all ranks."""
+    box = [value]
+    if world > 1:
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+    return box[0]
+
+
+def _device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _say(event: Event) -> None:
+    if "loss" in event:
+        print(f"step {event['current_steps']}/{event['total_steps']}  loss {event['loss']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
