@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,17 +89,58 @@ def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
     return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
 
 
-@pytest.fixture(scope="session")
-def s3_server():
-    """An S3 server (moto's) of this process's own, with a bucket "tunery-test"; `stop` and `start` as one likes."""
-    from moto.server import ThreadedMotoServer
+def write_rows(folder: Path, n: int = 24) -> None:
+    """A registry with "shop-train", `n` rows, and "shop-test", four."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["red", "green", "blue", "black"]
+    for split, count in (("train", n), ("test", 4)):
+        lines = [
+            {"instruction": "Name the colour as colour(name[...]).", "input": f"{words[i % 4]} bike {i}",
+             "output": f"colour(name[{words[i % 4]}])"}
+            for i in range(count)
+        ]  # fmt: skip
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output"}}
+    registered = {f"shop-{s}": {"file_name": f"{s}.jsonl"} | entry for s in ("train", "test")}
+    (folder / "dataset_info.json").write_text(json.dumps(registered))
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    server._port = port  # the same again after a stop
+
+class S3:
+    """An S3 server (moto's) in a process of its own, with a bucket "tunery-test", that can be stopped like any other."""
+
+    address = "s3://tunery-test"
+
+    def __init__(self) -> None:
+        from tunery.engine.cluster import free_port
+
+        self.port = free_port("127.0.0.1", 0)
+
+    def start(self) -> None:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = boto3.client("s3", config=Config(retries={"max_attempts": 0}))
+        while True:
+            try:
+                client.create_bucket(Bucket="tunery-test")
+                return
+            except BotoCoreError:
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A running S3 server, to which this process's environment points."""
+    server = S3()
     settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -103,16 +148,15 @@ def s3_server():
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():
             patch.setenv(key, value)
-        import boto3
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps clients, and their endpoint, for good
-        boto3.client("s3").create_bucket(Bucket="tunery-test")
+        server.start()
         yield server
-    server.stop()
+        server.stop()
 
 
-@pytest.fixture(scope="session")
-def bucket(s3_server) -> str:
+@pytest.fixture(scope="module")
+def bucket(s3) -> str:
     """The address of a bucket in S3."""
-    return "s3://tunery-test"
+    return s3.address

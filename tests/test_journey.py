@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_adapter
+from conftest import make_adapter, write_rows
 
 import tunery
 from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, TrainError
@@ -23,21 +23,6 @@ SETTINGS = {
     "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 2, "save_steps": 4, "bf16": False,
     "gradient_checkpointing": False,
 }  # fmt: skip
-
-
-def write_rows(folder: Path, n: int = 24) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["red", "green", "blue", "black"]
-    for split, count in (("train", n), ("test", 4)):
-        lines = [
-            {"instruction": "Name the colour as colour(name[...]).", "input": f"{words[i % 4]} bike {i}",
-             "output": f"colour(name[{words[i % 4]}])"}
-            for i in range(count)
-        ]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output"}}
-    registered = {f"shop-{s}": {"file_name": f"{s}.jsonl"} | entry for s in ("train", "test")}
-    (folder / "dataset_info.json").write_text(json.dumps(registered))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +66,7 @@ def test_training_leaves_llama_factorys_files_and_a_version(project, trained):
     assert (version.ref, version.rank, version.run_id) == ("shop@1", 8, run.id)
     assert version.instruction == "Name the colour as colour(name[...])."
     assert {e["event"] for e in events} >= {"plan", "run", "train"}
-    assert runs.metrics(run)[0]["loss"] == log[0]["loss"]
+    assert [row["loss"] for row in runs.metrics(run) if "loss" in row] == losses
 
 
 def test_two_workers_reach_the_same_adapter(project, trained):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from tunery.training.output import Event, Output, Trained, job_of
 from tunery.training.plan import Plan, prepare
 
 
-def main(arguments: list[str]) -> int:
-    """The exit status. Rank 0 reads, checks and writes; the others get its job, or nothing when it cannot start."""
+def main(arguments: list[str], on_event: Callable[[Event], None] | None = None) -> int:
+    """The exit status; `on_event` hears log rows as they come.
+
+    Rank 0 reads, checks and writes; the others get its job, or nothing when it cannot start.
+    """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         if torch.cuda.is_available():
@@ -32,7 +36,7 @@ def main(arguments: list[str]) -> int:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         if rank == 0:
-            trained = _lead(arguments, world)
+            trained = _lead(arguments, world, on_event or _say)
             print(trained.adapter)
         else:
             _follow(rank, world)
@@ -46,12 +50,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _lead(arguments: list[str], world: int) -> Trained:
+def _lead(arguments: list[str], world: int, on_event: Callable[[Event], None]) -> Trained:
     shared = False
     try:
         plan = _plan(arguments, world)
-        with FolderLock(str(plan.spec.output_dir)):
-            folder = Output(plan, Path(str(plan.spec.output_dir)), plan.spec.ray_run_name or "", _say)
+        assert plan.spec.output_dir
+        with FolderLock(plan.spec.output_dir):
+            output = Path(plan.spec.output_dir)
+            folder = Output(plan, output, "" if plan.spec.ray_run_name else output.name, on_event)
             checkpoint = folder.open(resume=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
             files = files_of(checkpoint) if checkpoint else None
             job = job_of(plan)

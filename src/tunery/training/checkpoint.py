@@ -86,6 +86,10 @@ class Checkpoints:
             storage.write_atomic(probe, b"")
             storage.remove(probe)
 
+    def taken(self) -> str | None:
+        """The place, if one of the two has a complete checkpoint already."""
+        return next((place for place in (str(self.folder), self.mirror) if place and _steps(place)), None)
+
     def write(self, step: int, files: Files) -> Path:
         """Keep one checkpoint, here first. Raises StorageError; what was complete before stays so."""
         final = self.folder / f"checkpoint-{step}"

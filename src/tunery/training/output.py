@@ -89,10 +89,10 @@ class Output:
                 f"resume_from_checkpoint: no complete checkpoint in {self.folder}",
                 hint="set output_dir to the folder of the training that was interrupted",
             )
-        if found is None and not resume and any(self.folder.glob("checkpoint-*")):
+        if found is None and not resume and (place := self.checkpoints.taken()):
             raise TrainError(
-                f"{self.folder} holds checkpoints of a training that did not end",
-                hint="--set resume_from_checkpoint=true goes on with it; or choose another output_dir",
+                f"{storage.shown(place)} holds checkpoints of a training that did not end here",
+                hint="resume_from_checkpoint=true goes on with it; or choose another output_dir, ray_run_name",
             )
         return found
 
