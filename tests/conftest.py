@@ -106,7 +106,7 @@ def write_rows(folder: Path, n: int = 24) -> None:
 
 
 class S3:
-    """An S3 server (moto's) in a process of its own, with a bucket "tunery-test", that can be stopped like any other."""
+    """An S3 server (moto's) in a process of its own that can be killed and started again, empty but for a bucket."""
 
     address = "s3://tunery-test"
 

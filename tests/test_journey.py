@@ -12,7 +12,7 @@ import torch
 from conftest import make_adapter, write_rows
 
 import tunery
-from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, TrainError
+from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, StorageError, TrainError
 from tunery.ops import registry, runs, verbs
 from tunery.ops.scaffold import init
 
@@ -228,6 +228,15 @@ def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
         ({"cutoff_len": 40}, DataError, "longer than 40 tokens"),
         ({"resources_per_worker": {"GPU": 1}}, ResourceError, "GPU"),
         ({"resources_per_worker": {"CPU": 999}}, ResourceError, "999 CPU"),
+        ({"resources_per_worker": {"forklift": 1}}, ResourceError, "--set resources_per_worker=null"),
+        ({"ray_num_workers": (7, 9)}, ResourceError, "--set 'ray_num_workers=[4, 9]'"),
+        (
+            {"placement_strategy": "STRICT_SPREAD", "ray_num_workers": 2},
+            ResourceError,
+            "--set 'ray_num_workers=[1, 2]'",
+        ),
+        ({"ray_storage_path": "/proc/nowhere"}, StorageError, "/proc/nowhere"),
+        ({"resume_from_checkpoint": True}, TrainError, "no complete checkpoint"),
         ({"lora_target": "qkv"}, ModelError, "linear layers are"),
         ({"packing": "shared_prefix", "lora_dropout": 0.1}, ConfigError, "not exact"),
     ],

@@ -87,6 +87,8 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
 
 
 def _resumable(home: Path, wanted: str, project: Project) -> Run:
+    from tunery.training.output import INDIFFERENT
+
     candidates = [r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")]
     if wanted != "last":
         run = runs.get(home, wanted)
@@ -97,7 +99,8 @@ def _resumable(home: Path, wanted: str, project: Project) -> Run:
     if run.state == "succeeded":
         raise RunError(f"run {run.id} has succeeded already")
     before, now = run.spec.get("train", {}), project.model_dump(mode="json")["train"]
-    changed = sorted(k for k in now if before.get(k) != now[k])
+    free = INDIFFERENT - {"output_dir"}  # rows, base and batch are compared with the checkpoint
+    changed = sorted(k for k in now if k not in free and before.get(k) != now[k])
     if changed:
         raise RunError(
             f"run {run.id} was started with other settings: {', '.join(changed)}",

@@ -20,12 +20,12 @@ Event = dict[str, Any]
 LOG = "trainer_log.jsonl"
 # Keys that change where, how fast or how visibly a training runs and not what it learns, or that stand in `origin`
 # in another form: names and folders as digests, rows a device as rows a batch.
-_INDIFFERENT = frozenset({
+INDIFFERENT = frozenset({
     "model_name_or_path", "dataset", "dataset_dir", "eval_dataset", "output_dir", "logging_steps", "save_steps",
     "eval_steps", "eval_strategy", "save_strategy", "plot_loss", "resume_from_checkpoint", "packing", "template",
     "gradient_checkpointing", "torch_compile", "per_device_train_batch_size", "gradient_accumulation_steps",
     "ray_run_name", "ray_num_workers", "ray_storage_path", "resources_per_worker", "placement_strategy",
-    "max_failures", "task", "trust_remote_code",
+    "max_failures", "task", "trust_remote_code", "allow_pickle",
 })  # fmt: skip
 
 
@@ -39,7 +39,7 @@ class Trained:
 
 def origin_of(plan: Plan) -> dict[str, Any]:
     """What a training is made of, as flat JSON: its checkpoints fit no other."""
-    settings = plan.spec.model_dump(mode="json", exclude=set(_INDIFFERENT))
+    settings = plan.spec.model_dump(mode="json", exclude=set(INDIFFERENT))
     made_of = {"base": plan.base.digest, "template": plan.template.digest, "dataset": plan.train.fingerprint}
     return made_of | {"rows": len(plan.rows), "batch_rows": plan.spec.batch_rows} | settings
 

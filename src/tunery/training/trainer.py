@@ -198,7 +198,7 @@ def _events(mailbox: Any, running: Any, spec: TrainSpec, resources: dict[str, fl
             if time.monotonic() - short_since > LOST_NODE_SECONDS:
                 raise ResourceError(
                     f"a machine was lost and none has come in its place: {exc.message}",
-                    hint=f"all up to the last checkpoint is kept; `tunery train --resume` goes on; {exc.hint}",
+                    hint=f"all up to the last checkpoint is kept: `tunery train --resume` goes on; {exc.hint}",
                 ) from None
 
 
@@ -221,7 +221,7 @@ def _check_resources(spec: TrainSpec, resources: dict[str, float]) -> None:
     except ResourceError as exc:
         fits = room(resources, spec.placement_strategy)
         if fits:
-            less = f"--set ray_num_workers={fits}"
+            less = f"--set 'ray_num_workers=[{fits}, {spec.workers[1]}]' (the same batches on fewer workers)"
         elif spec.resources_per_worker:
             less = "--set resources_per_worker=null"
         else:
