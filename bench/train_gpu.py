@@ -90,14 +90,16 @@ def build(config: dict[str, Any], attention: str) -> Any:
 class Watch:
     """Rows a second after the first `WARM` optimizer steps, and the most memory used."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.began = seconds, time.time()
+    def __init__(self, seconds: float, on_warm: Callable[[], object] = lambda: None) -> None:
+        self.seconds, self.began, self.on_warm = seconds, time.time(), on_warm
         self.steps: list[tuple[float, int]] = []
 
     def step(self, rows: int) -> bool:
         """Note an optimizer step; whether it is time to stop."""
         torch.cuda.synchronize()
         self.steps.append((time.time(), rows))
+        if len(self.steps) == WARM:
+            self.on_warm()
         return len(self.steps) > WARM + 4 and time.time() - self.steps[WARM][0] > self.seconds
 
     def result(self) -> dict[str, float]:
@@ -110,7 +112,14 @@ class Watch:
         }
 
 
-def ours(config: dict[str, Any], rows: list[Row], batch: int, seconds: float, **keys: Any) -> dict[str, float]:
+def ours(
+    config: dict[str, Any],
+    rows: list[Row],
+    batch: int,
+    seconds: float,
+    on_warm: Callable[[], object] = lambda: None,
+    **keys: Any,
+) -> dict[str, float]:
     """`tunery.training.loop.fit`, as `tunery train` runs it in every worker."""
     spec = resolve_train(
         TrainSpec(
@@ -118,7 +127,7 @@ def ours(config: dict[str, Any], rows: list[Row], batch: int, seconds: float, **
             num_train_epochs=50, logging_steps=1, save_strategy="no", eval_strategy="no", **keys,
         )
     ).model_copy(update={"packing": "shared_prefix"})  # fmt: skip
-    watch = Watch(seconds)
+    watch = Watch(seconds, on_warm)
     stop = False
 
     def log(row: dict[str, Any]) -> None:
@@ -244,6 +253,7 @@ def main() -> None:
         ),
         "ours, fp8": lambda: ours(config, rows, batch, seconds, fp8=True),
         "ours, batch 32": lambda: ours(config, rows, 32, seconds),
+        "ours, fp8, batch 128": lambda: ours(config, rows, 128, seconds, fp8=True),
         "ours, batch 128": lambda: ours(config, rows, 128, seconds),
         "Trainer, padded 16": lambda: trainer(config, list(padded(rows, 16)), max(1, batch // 16), seconds),
         "Trainer, 1 x 8, checkpointing": lambda: trainer(config, list(padded(rows, 1)), 8, seconds, checkpointing=True),
@@ -251,14 +261,14 @@ def main() -> None:
     }
     began = time.time()
     found: dict[str, dict[str, float]] = {}
+    if args.profile:
+        profiled(lambda on_warm: ours(config, rows, batch, 3, on_warm))
+        return
     for name, run in variants.items():
         if (args.only and name not in args.only) or time.time() - began > 60 * args.minutes:
             continue
         try:
-            if args.profile and name.startswith("ours"):
-                found[name] = profiled(run)
-            else:
-                found[name] = run()
+            found[name] = run()
             print(f"{name:32}", {k: round(v, 1) for k, v in found[name].items()}, flush=True)
         except Exception as exc:  # one variant's failure must not cost the others
             print(f"{name:32} failed: {type(exc).__name__}: {str(exc)[:500]}", flush=True)
@@ -275,14 +285,15 @@ def main() -> None:
         )
 
 
-def profiled(run: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Run under the profiler; prints where the GPU's time went."""
+def profiled(run: Callable[[Callable[[], object]], dict[str, float]]) -> None:
+    """Print where the GPU's time goes once all is compiled."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        found = run()
-    print(seen.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=60))
-    return found
+    seen = profile(activities=[ProfilerActivity.CUDA])
+    found = run(seen.start)
+    seen.stop()
+    print(found)
+    print(seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=70))
 
 
 if __name__ == "__main__":

@@ -232,6 +232,58 @@ def test_quick_tokens_are_the_real_ones(tiny_base: Path):
         assert quick == Template("chatml", load_tokenizer(base)).rows(examples)
 
 
+# As Qwen2 and, but for digits, Llama 3 split.
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@pytest.fixture(scope="module", params=["tunery-base", "qwen"])
+def quick_and_core(request, tmp_path_factory):
+    """The quick tokenizer and the tokenizers library's own: the bundled base's, and one that splits as Qwen2 does."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    from tunery.bases import Base, QuickTokenizer, bundled_path
+
+    folder = bundled_path()
+    if request.param == "qwen":
+        folder = tmp_path_factory.mktemp("qwen")
+        core = Tokenizer(models.BPE())
+        core.normalizer = normalizers.NFC()
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(QWEN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=600,
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        core.train_from_iterator([str(row) for row in bikes(300)], trainer)
+        core.save(str(folder / "tokenizer.json"))
+    base = Base(request.param, folder, "", 2048, "")
+    quick = QuickTokenizer(base)
+    assert quick._words is not None
+    return quick, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+PIECES = st.sampled_from(
+    [
+        "<|im_end|>", "<|im_", " \n\n ", "\r\n", "\t", "\x1c", "\x85", "\u00a0", "\u3000", "I'Ll", "¾ ２", "e\u0301",
+        "🚲", "ǅ", "ſ", "the 12th bike", "Zoë’s—", "give(x[3 €], y[])",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES | st.text(max_size=12), max_size=9))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_quick_tokens_of_any_text_are_the_real_ones(quick_and_core, parts):
+    quick, core = quick_and_core
+    text = "".join(parts)
+    assert quick([text], add_special_tokens=False)["input_ids"] == [core.encode(text, add_special_tokens=False).ids]
+
+
 def test_viggo_is_read_whole_and_has_no_faults(viggo: Path):
     result = check_data(["viggo-train"], str(viggo), train=TrainSpec())
     assert (result.splits[0].read, result.splits[0].rows) == (5103, 5103)

@@ -15,7 +15,7 @@ TUNERY = str(Path(sys.executable).with_name("tunery"))
 VERBS = [
     "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data export", "data check",
     "data show",    "data stats", "data split", "data sample",
-    "models list", "models show", "models base", "runs list", "runs show", "runs logs",
+    "models list", "models show", "models base", "runs list", "runs show", "runs logs", "runs plot", "runs compare",
     "eval compare",
 ]  # fmt: skip
 

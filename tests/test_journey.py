@@ -61,12 +61,15 @@ def test_training_leaves_llama_factorys_files_and_a_version(project, trained):
     losses = [row["loss"] for row in log if "loss" in row]
     assert losses[-1] < losses[0]
     assert [row["current_steps"] for row in log if "loss" in row] == [2, 4, 6, 8]
+    parity = json.loads((output / "parity.json").read_text())
+    assert parity["holds"]
+    assert parity["gradient_error"] <= max(parity["tolerance"], 2 * parity["noise"])
     assert (output / "training_loss.png").read_bytes().startswith(b"\x89PNG")
     version = registry.get(Path(project.home), "shop")
     assert (version.ref, version.rank, version.run_id) == ("shop@1", 8, run.id)
     assert version.instruction == "Name the colour as colour(name[...])."
     assert {e["event"] for e in events} >= {"plan", "run", "train"}
-    assert [row["loss"] for row in runs.metrics(run) if "loss" in row] == losses
+    assert next(r["loss"] for r in runs.metrics(run) if "loss" in r) == log[0]["loss"]
 
 
 def test_two_workers_reach_the_same_adapter(project, trained):
@@ -215,7 +218,12 @@ def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
     with pytest.raises(TrainError, match="not finite") as caught:
         tunery.train(spec)
     assert "shop-train-" in (caught.value.hint or "")
-    assert runs.list_runs(Path(project.home))[0].state == "failed"
+    run = runs.list_runs(Path(project.home))[0]
+    assert run.state == "failed"
+    rows = [json.loads(line) for line in (run.path / "output" / "offending_rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert all(row["id"].startswith("shop-train-") and row["target"].startswith("colour(") for row in rows)
+    assert list((run.path / "output").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from transformers import Qwen2Config as Q2
 
 from tunery.config import TrainSpec, resolve_train
 from tunery.data.template import Row
+from tunery.training import attention
 from tunery.training.batches import single
 from tunery.training.certificate import certify
 from tunery.training.model import build_model
@@ -29,7 +30,8 @@ def rows(n=6, prefix=20, seed=0) -> list[Row]:
         return torch.randint(3, 300, (k,), generator=g).tolist()
 
     shared = ids(prefix)
-    return [Row(str(i), [*shared, i + 3, *ids(3 + 4 * i)], ids(2 + 3 * i)) for i in range(n)]
+    answers = ((5, 9), (prefix + 2, prefix + 4))  # every second row is a conversation, an answer of it in the prefix
+    return [Row(str(i), [*shared, i + 3, *ids(3 + 4 * i)], ids(2 + 3 * i), answers * (i % 2)) for i in range(n)]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -79,9 +81,11 @@ def test_unpacked_equals_transformers_and_peft(model):
     assert fused
     model.base_model.model.set_attn_implementation("eager")
     try:
-        labels = torch.tensor([[-100] * len(row.prompt) + row.target])
-        out = model(input_ids=torch.tensor([row.prompt + row.target]), labels=labels)
-        assert ours == pytest.approx(out.loss.item() * len(row.target), rel=1e-5)
+        ids = row.prompt + row.target
+        assert row.answers
+        labels = torch.tensor([[token if at in row.supervised else -100 for at, token in enumerate(ids)]])
+        out = model(input_ids=torch.tensor([ids]), labels=labels)
+        assert ours == pytest.approx(out.loss.item() * len(row.supervised), rel=1e-5)
     finally:
         model.base_model.model.set_attn_implementation("tunery_shared_prefix")
         for module, forward in fused:
@@ -93,7 +97,7 @@ def test_packs_hold_every_row_once_and_stay_within_the_limit():
     packs = list(make_packs(single(data), 20, 90))
     assert sum(p.rows for p in packs) == 9
     assert all(p.ids.numel() <= 90 or p.rows == 1 for p in packs)
-    assert sum(len(p.labels) for p in packs) == sum(len(r.target) for r in data)
+    assert sum(len(p.labels) for p in packs) == sum(len(r.supervised) for r in data)
     assert sum(p.logical_tokens for p in packs) == sum(map(len, data))
 
 
@@ -109,7 +113,7 @@ def pairs(n=4, prefix=20, seed=1) -> list[tuple[Row, Row]]:
     out = []
     for row in rows(n, prefix, seed):
         other = torch.randint(3, 300, (len(row.target) + 2,), generator=g).tolist()
-        out.append((row, Row(f"{row.id}-", row.prompt, other)))
+        out.append((row, Row(f"{row.id}-", row.prompt, other, row.answers)))
     return out
 
 
@@ -137,6 +141,16 @@ def test_packs_of_a_batch_are_of_like_size():
     data = [Row(str(i), [1] * 10 + [i], [2] * 9) for i in range(10)]
     sizes = [p.rows for p in make_packs(single(data), 10, 10 + 4 * 10)]
     assert sorted(sizes) == [3, 3, 4]
+
+
+def test_attention_by_products_equals_the_fused_one():
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, n, 16, generator=g) for heads, n in ((4, 5), (2, 9), (2, 9)))
+    mask = torch.ones(5, 9, dtype=torch.bool).tril(4).expand(3, 1, 5, 9)
+    one, other = (
+        attend(query, key, value, mask, None) for attend in (attention._masked, attention._masked_by_products)
+    )
+    torch.testing.assert_close(one, other)
 
 
 def test_a_certificate_holds_for_a_model_that_heeds_the_mask(model):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunery.doctor import examine
     from tunery.errors import TuneryError
     from tunery.ops.datasets import check_data, export_data, sample_data, split_data
+    from tunery.ops.exports import export
     from tunery.ops.quickstart import quickstart
     from tunery.ops.verbs import batch, compare, evaluate, serve, train
 
@@ -31,6 +32,7 @@ _HOMES = {
     "compare": "tunery.ops.verbs",
     "evaluate": "tunery.ops.verbs",
     "examine": "tunery.doctor",
+    "export": "tunery.ops.exports",
     "export_data": "tunery.ops.datasets",
     "export_dataset": "tunery.data",
     "import_dataset": "tunery.data",

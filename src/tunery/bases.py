@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from tunery.config import BUNDLED_BASE, nearest
 from tunery.errors import ModelError
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 _HASHED_WHOLE = 64 << 20  # bytes; beyond this a weight file is known by its size and header
 
 
@@ -32,25 +34,30 @@ def bundled_path() -> Path:
     return Path(__file__).parent / "assets" / "base"
 
 
-def find_base(name: str) -> Base:
-    """The base a user named. Raises ModelError when it is missing, incomplete or not a causal language model."""
+def find_base(name: str, *, allow_pickle: bool = False) -> Base:
+    """The base a user named. Raises ModelError when it is missing or incomplete.
+
+    Weights that are pickled only (pytorch_model.bin) are taken with `allow_pickle`: loading them may run code.
+    """
     path = bundled_path() if name == BUNDLED_BASE else Path(name).expanduser()
     if not path.is_dir():
-        path = _from_hub(name)
+        path = _from_hub(name, allow_pickle)
     config = _read_config(path, name)
-    if not any(path.glob(w) for w in _WEIGHTS) or not list(path.glob("*.safetensors")):
-        pickled = list(path.glob("*.bin")) + list(path.glob("*.pt"))
-        raise ModelError(
-            f'no *.safetensors weights in "{path}"',
-            hint="pickled weights can run code when loaded; convert them with save_pretrained first"
-            if pickled
-            else "download the whole model folder",
-        )
+    weights = list(path.glob("*.safetensors"))
+    if not weights and any(list(path.glob(p)) for p in _PICKLES):
+        if not allow_pickle:
+            raise ModelError(
+                f'the weights in "{path}" are pickled, and loading a pickle can run any code',
+                hint="convert them with save_pretrained, or, where you trust who made them, set allow_pickle: true",
+            )
+        weights = list(path.glob(_PICKLES[0]))
+    if not weights:
+        raise ModelError(f'no *.safetensors weights in "{path}"', hint="download the whole model folder")
     architecture = (config.get("architectures") or ["unknown"])[0]
     context = int(
         config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings") or 2048
     )
-    return Base(name, path, _digest(path), context, architecture, config)
+    return Base(name, path, _digest(path, weights), context, architecture, config)
 
 
 def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
@@ -64,6 +71,43 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
             f'the tokenizer of "{base.name}" does not load: {exc}',
             hint="the folder needs tokenizer.json and tokenizer_config.json",
         ) from None
+
+
+def check_base(base: Base, tokenizer: Any, *, trust_remote_code: bool = False) -> None:
+    """Raises ModelError for a base that cannot be trained: of another kind, or with another model's tokenizer."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        AutoConfig.from_pretrained(base.path, trust_remote_code=trust_remote_code)
+    except Exception as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        hint = "where you trust the code that comes with it, set trust_remote_code: true" if remote_code(base) else None
+        raise ModelError(f'transformers does not know the model in "{base.path}": {reason}', hint=hint) from None
+    own = trust_remote_code and "AutoModelForCausalLM" in (base.config.get("auto_map") or {})
+    known = {
+        name
+        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        for name in ([names] if isinstance(names, str) else names)
+    }
+    if not own and base.architecture != "unknown" and base.architecture not in known:
+        raise ModelError(
+            f'"{base.name}" is a {base.architecture}, not a causal language model', hint="choose one that writes text"
+        )
+    rows = base.config.get("vocab_size") or (base.config.get("text_config") or {}).get("vocab_size")
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if rows and highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise ModelError(
+            f'the tokenizer of "{base.name}" does not fit its model: "{token}" has id {highest:,}, '
+            f"the embedding has {rows:,} rows",
+            hint="use the tokenizer that the model came with, or resize the model's embedding to it",
+        )
+
+
+def remote_code(base: Base) -> list[str]:
+    """The Python files that a base brings, to be run with `trust_remote_code`."""
+    return sorted(p.name for p in base.path.glob("*.py"))
 
 
 class QuickTokenizer:
@@ -84,6 +128,7 @@ class QuickTokenizer:
             raise ModelError(f'the tokenizer of "{base.name}" does not load: {exc}') from None
         self._core.no_truncation()
         self._core.no_padding()
+        self._words = _Words.of(self._core)
 
     unk_token_id = None
 
@@ -96,7 +141,13 @@ class QuickTokenizer:
         return {"input_ids": [first + found[text] for text in texts]}
 
     def _ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        return [encoding.ids for encoding in self._core.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        known = [self._words.ids(text) for text in texts] if self._words and not add_special_tokens else []
+        rest = [i for i, ids in enumerate(known) if ids is None] if known else range(len(texts))
+        if not rest:
+            return [ids for ids in known if ids is not None]
+        found = self._core.encode_batch([texts[i] for i in rest], add_special_tokens=add_special_tokens)
+        slow = dict(zip(rest, (encoding.ids for encoding in found), strict=True))
+        return [slow[i] if i in slow else known[i] or [] for i in range(len(texts))]
 
     def _shared_head(self, texts: list[str]) -> str:
         """A beginning of all texts that can be encoded on its own, once: most rows share a long instruction.
@@ -123,7 +174,66 @@ class QuickTokenizer:
         return self._core.get_vocab_size()
 
 
-def _from_hub(name: str) -> Path:
+# Where all regular expression engines and Unicode versions agree on what is a letter, a mark or a space.
+_PLAIN = re.compile(r"[\n -~\u00a1-\u024f\u2010-\u2026\u20ac]*")
+
+
+class _Words(dict[str, list[int]]):
+    """Ids of words, learnt as they come: BPE never joins what its pre-tokenizer splits, and most words come again.
+
+    A text costs a split and a look-up a word, several times less than encoding it.
+    """
+
+    LIMIT = 500_000
+
+    @classmethod
+    def of(cls, core: Any) -> _Words | None:
+        """For a tokenizer that splits by one expression and works on bytes (GPT-2's kind), else None."""
+        import regex
+
+        content = json.loads(core.to_str())
+        steps = (content["pre_tokenizer"] or {}).get("pretokenizers", [])
+        if (
+            content["model"]["type"] != "BPE"
+            or content["model"].get("dropout")
+            or (content["normalizer"] or {"type": "NFC"})["type"] != "NFC"
+            or [step["type"] for step in steps] != ["Split", "ByteLevel"]
+            or (steps[0]["behavior"], steps[0]["invert"]) != ("Isolated", False)
+            or steps[1]["add_prefix_space"]
+            or steps[1]["use_regex"]
+            or any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in content["added_tokens"])
+        ):
+            return None
+        try:
+            split = regex.compile(steps[0]["pattern"]["Regex"])
+        except (KeyError, regex.error):
+            return None
+        return cls(core, split.findall, [t["content"] for t in content["added_tokens"]])
+
+    def __init__(self, core: Any, split: Any, added: list[str]) -> None:
+        super().__init__()
+        self._core, self._split = core, split
+        either = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
+        self._added = re.compile(f"({either})" if added else "(?!)()")
+        self.update({token: [core.token_to_id(token)] for token in added})
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._core.encode(word, add_special_tokens=False).ids
+        if len(self) < self.LIMIT:
+            self[word] = ids
+        return ids
+
+    def ids(self, text: str) -> list[int] | None:
+        """The ids of `text`, or None when it holds what the split may be unsure of."""
+        if not _PLAIN.fullmatch(text):
+            return None
+        words: list[str] = []
+        for at, part in enumerate(self._added.split(text)):
+            words += [part] if at % 2 else self._split(part)
+        return [i for word in words for i in self[word]] if sum(map(len, words)) == len(text) else None
+
+
+def _from_hub(name: str, allow_pickle: bool) -> Path:
     looks_like_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_id:
         near = nearest(name, [BUNDLED_BASE])
@@ -135,8 +245,12 @@ def _from_hub(name: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    unwanted = ["*.pt", "*.pth", "*.gguf", "*.onnx"]
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx"]))
+        path = Path(snapshot_download(name, ignore_patterns=["*.bin", *unwanted]))
+        if allow_pickle and not list(path.glob("*.safetensors")):
+            path = Path(snapshot_download(name, ignore_patterns=unwanted))
+        return path
     except Exception as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ModelError(
@@ -155,9 +269,9 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, weights: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted([path / "config.json", path / "tokenizer.json", *path.glob("*.safetensors")]):
+    for file in sorted([path / "config.json", path / "tokenizer.json", *weights]):
         if not file.exists():
             continue
         size = file.stat().st_size

@@ -21,7 +21,7 @@ BUNDLED_BASE = "tunery-base"
 # What LLaMA-Factory uses these keys for is either always so here, or has no meaning here.
 INERT_TRAIN_KEYS = frozenset({
     "do_train", "do_eval", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
-    "overwrite_output_dir", "report_to", "save_only_model", "use_cache", "flash_attn",
+    "overwrite_output_dir", "save_only_model", "use_cache", "flash_attn",
     "per_device_eval_batch_size", "ray_init_kwargs", "batch_eval_metrics", "include_num_input_tokens_seen",
 })  # fmt: skip
 
@@ -38,6 +38,7 @@ class TrainSpec(Spec):
     # model
     model_name_or_path: str = BUNDLED_BASE
     trust_remote_code: bool = False
+    allow_pickle: bool = False  # take a base whose weights are pickled only
     # method
     stage: Literal["sft"] = "sft"
     finetuning_type: Literal["lora"] = "lora"
@@ -54,6 +55,7 @@ class TrainSpec(Spec):
     overlong: Literal["error", "drop", "truncate"] = "error"
     max_samples: int | None = Field(default=None, ge=1)
     train_on_prompt: bool = False
+    mask_history: bool = False  # learn the last answer of a conversation alone
     entity_swap: float = Field(default=0.0, ge=0, le=1)
     task: str | None = None  # "function", "json", "label", "text" or "module:Class"; None: inferred from the rows
     packing: Literal["auto", "shared_prefix", "sequence", "none"] = "auto"
@@ -64,7 +66,18 @@ class TrainSpec(Spec):
     eval_steps: int | None = Field(default=None, ge=1)
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_total_limit: int | None = Field(default=None, ge=1)  # beside the best one, where there is a best
     plot_loss: bool = True
+    report_to: str | list[str] = "none"  # tensorboard, mlflow, wandb; all: those installed
+    # watching
+    predict_with_generate: bool | None = None  # None: on a GPU, and where metric_for_best_model needs it
+    max_predict_samples: int = Field(default=64, ge=1)
+    metric_for_best_model: str | None = None  # loss, exact_match, slot_f1, parse_rate; None: loss
+    greater_is_better: bool | None = None
+    load_best_model_at_end: bool = False
+    early_stopping_patience: int | None = Field(default=None, ge=1)  # evaluations without a better one
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    max_loss_ratio: float | None = Field(default=None, gt=1)  # to the lowest logged loss; above it the run ends
     # optimisation
     per_device_train_batch_size: int | None = Field(default=None, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)

@@ -37,7 +37,7 @@ _STEP = 10  # tokens of a bar of the histogram
 class Prepared:
     """What was made of a source: read = the sum of rows and of dropped.
 
-    `folder`/SPLIT/part-N.parquet hold id, prompt and target (token ids); `folder`/dropped/part-N.log says of every
+    `folder`/SPLIT/part-N.parquet hold a Row's fields, token ids; `folder`/dropped/part-N.log says of every
     dropped row where it stands and why.
     """
 
@@ -166,6 +166,8 @@ def _prepare_part(part: dict[str, Any], job: _Job) -> dict[str, Any]:
         else:
             examples.append(Example(f"{label}:{line}", messages, target))
     encoded = _template(job.base, job.template).rows(examples)
+    ids = pa.list_(pa.int32())
+    schema = pa.schema({"id": pa.string(), "prompt": ids, "target": ids, "answers": pa.list_(ids)})
     columns: dict[str, list[Any]] = {name: [] for name in _PARTS}
     lengths: Counter[int] = Counter()
     inputs, outputs, splits = [], [], []
@@ -177,14 +179,12 @@ def _prepare_part(part: dict[str, Any], job: _Job) -> dict[str, Any]:
             continue
         output = folded(example.target or "")
         split = _split(job, output)
-        columns[_PARTS[split]].append({"id": row.id, "prompt": row.prompt, "target": row.target})
+        columns[_PARTS[split]].append({name: getattr(row, name) for name in schema.names})
         lengths[size // _STEP] += 1
         tokens += size
         inputs.append(_hash("\x1f".join(folded(m.content) for m in example.messages)))
         outputs.append(_hash(output))
         splits.append(split)
-    ids = pa.list_(pa.int32())
-    schema = pa.schema({"id": pa.string(), "prompt": ids, "target": ids})
     name = f"part-{part['number']:05}"
     for split, rows in columns.items():
         if rows:

@@ -15,7 +15,8 @@ from tunery.cli.data import data_app
 from tunery.cli.options import HELP, AsJson, DryRun, ProjectFile, ProjectOption, Sets
 from tunery.cli.options import open_screen as _screen
 from tunery.cli.options import read_project as _project
-from tunery.errors import ConfigError, TuneryError
+from tunery.cli.runs import runs_app
+from tunery.errors import TuneryError
 
 app = typer.Typer(
     name="tunery",
@@ -27,7 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Look at registered model versions.", no_args_is_help=True, context_settings=HELP)
-runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
@@ -345,6 +345,33 @@ def models_show(
     screen.result(version)
 
 
+@models_app.command("export")
+def models_export(
+    ref: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help='"name" or "name@3".')],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    format: Annotated[str, typer.Option(help="merged (a Hugging Face folder), gguf, or adapter.")] = "merged",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of merged weights: float32, bfloat16, float16. Default: the base's.")
+    ] = None,
+    project: ProjectOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a version elsewhere, checked: what is written answers as base and adapter do, token for token.
+
+    Example: [bold]tunery models export bikeshop@2 bikeshop-gguf --format gguf[/]
+    """
+    from tunery.ops.exports import export
+
+    screen = _screen(as_json)
+    done = export(ref, out, format=format, dtype=dtype, project=_project(project, None, None), observer=screen)
+    screen.stop()
+    screen.say(
+        f"{done.path}: {done.format}, {done.dtype}, {done.bytes / 1e6:,.1f} MB; "
+        f"the same {done.tokens:,} tokens for {done.prompts} prompts"
+    )
+    screen.result(dataclasses.asdict(done))
+
+
 @models_app.command("base")
 def models_base(as_json: AsJson = False) -> None:
     """Print where the bundled base model lies.
@@ -359,69 +386,3 @@ def models_base(as_json: AsJson = False) -> None:
     if not as_json:
         typer.echo(base.path)
     screen.result({"path": str(base.path), "digest": base.digest, "context": base.context})
-
-
-@runs_app.command("list")
-def runs_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
-    """List runs, newest first.
-
-    Example: [bold]tunery runs list[/]
-    """
-    from tunery.ops.runs import list_runs
-
-    screen = _screen(as_json)
-    found = list_runs(Path(_project(project, None, None).home))
-    screen.table(("run", "state", "started", "ended"), [(r.id, r.state, r.started, r.ended or "") for r in found])
-    screen.result({"runs": [dataclasses.asdict(r) for r in found]})
-
-
-@runs_app.command("show")
-def runs_show(
-    run: Annotated[str, typer.Argument(help="Its id, or a unique beginning.")],
-    project: ProjectOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show one run: how it ended, what it found, its settings.
-
-    Example: [bold]tunery runs show train-2026[/]
-    """
-    from tunery.ops.runs import get
-
-    screen = _screen(as_json)
-    found = dataclasses.asdict(get(Path(_project(project, None, None).home), run))
-    flat = {k: v for k, v in found.items() if k not in ("spec", "result")}
-    flat |= {f"result.{k}": v for k, v in found["result"].items()}
-    screen.table(("what", "value"), [(k, v) for k, v in flat.items() if v is not None])
-    screen.say(f"[dim]settings: {found['path']}/spec.json[/]")
-    screen.result(found)
-
-
-@runs_app.command("logs")
-def runs_logs(
-    run: Annotated[str | None, typer.Argument(help="Its id. Default: the newest.")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of each file.")] = 40,
-    project: ProjectOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print the end of a run's logs: its own events, and what Ray and vLLM had to say.
-
-    Example: [bold]tunery runs logs -n 100[/]
-    """
-    from tunery.ops.runs import get, list_runs
-
-    home = Path(_project(project, None, None).home)
-    found = list_runs(home) if run is None else [get(home, run)]
-    if not found:
-        raise ConfigError("no runs yet", hint="`tunery train` makes one")
-    screen = _screen(as_json)
-    files = [found[0].path / "metrics.jsonl", *sorted((found[0].path / "logs").rglob("*"))]
-    tails: dict[str, list[str]] = {}
-    for path in files:
-        if path.is_file() and path.stat().st_size:
-            tails[str(path)] = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    for name, tail in tails.items():
-        screen.say(f"[bold]{name}[/]")
-        if not as_json:
-            sys.stdout.write("\n".join(tail) + "\n")
-            sys.stdout.flush()
-    screen.result({"run": found[0].id, "logs": tails})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -46,6 +47,7 @@ class Screen:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._losses: list[float] = []
+        self._quarter = 0  # of the training, told so far
         self._quickstart = False
         self._began = time.monotonic()
 
@@ -121,6 +123,9 @@ class Screen:
     def _on_note(self, event: Mapping[str, Any]) -> None:
         self.say(f"[yellow]note:[/] {escape(event['text'])}")
 
+    def _on_dashboard(self, event: Mapping[str, Any]) -> None:
+        self.say(f"{self._indent}[dim]Ray's dashboard: {event['url']}[/]")
+
     def _on_run(self, event: Mapping[str, Any]) -> None:
         if not self._quickstart:
             self.say(f"[dim]run {event['id']}[/]")
@@ -137,12 +142,15 @@ class Screen:
         for note in event["notes"]:
             self._on_note({"text": note})
         self._losses = []
+        self._quarter = 0
 
     def _on_train(self, event: Mapping[str, Any]) -> None:
         if "parity" in event:
             self._parity(event["parity"])
-        if "restarted" in event:
-            self.say(f"[yellow]note:[/] the workers were lost; new ones go on from step {event['restarted']}")
+        if "note" in event:
+            self._on_note({"text": event["note"]})
+        if "eval_loss" in event:
+            self._held_out(event)
         if "loss" not in event:
             return
         self._losses.append(event["loss"])
@@ -152,10 +160,19 @@ class Screen:
             f"{event['samples_per_second']:.1f} rows/s  left {left}"
         )
         self._bar(text, event["current_steps"], event["total_steps"])
-        if not self.console.is_terminal and event["current_steps"] * 4 // event["total_steps"] > (
-            (event["current_steps"] - 1) * 4 // event["total_steps"]
-        ):
+        quarter = event["current_steps"] * 4 // event["total_steps"]
+        if not self.console.is_terminal and quarter > self._quarter:
+            self._quarter = quarter
             self.say(f"{self._indent}step {event['current_steps']}/{event['total_steps']}  {text.strip()}")
+
+    def _held_out(self, event: Mapping[str, Any]) -> None:
+        """One line an evaluation."""
+        scores = [f", {METRICS[k]} {event[f'eval_{k}']:.3f}" for k in METRICS if f"eval_{k}" in event]
+        best = "  [green]best so far[/]" if event.get("best_global_step") == event["current_steps"] else ""
+        self.say(
+            f"{self._indent}step {event['current_steps']}/{event['total_steps']}  "
+            f"held-out rows: loss {event['eval_loss']:.4f}{''.join(scores)}{best}"
+        )
 
     def _parity(self, parity: Mapping[str, Any]) -> None:
         """One line when packing is exact, a loud one when it is not used."""
@@ -215,6 +232,8 @@ class Screen:
             else "    trained"
         )
         held_out = f", loss on held-out rows {event['eval_loss']:.3f}" if "eval_loss" in event else ""
+        if event.get("best_global_step") is not None:
+            held_out += f", best at step {event['best_global_step']}"
         self.say(f"    {seconds:.0f} s at {event['train_samples_per_second']:.0f} rows/s{held_out}; registered as "
                  f"[bold]{event['version']}[/]")  # fmt: skip
 
@@ -351,14 +370,14 @@ class Screen:
                 self.say("")
 
 
-def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """A curve in one line, on a log scale, as losses are read."""
-    from math import log
-
+def sparkline(values: Sequence[float], width: int = 32, *, log: bool = True) -> str:
+    """A curve in one line; on a log scale as losses are read, or not."""
     if not values:
         return ""
     step = max(1, len(values) // width)
-    means = [log(max(1e-9, sum(values[i : i + step]) / len(values[i : i + step]))) for i in range(0, len(values), step)]
+    means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
+    if log:
+        means = [math.log(max(1e-9, mean)) for mean in means]
     low, high = min(means), max(means)
     return "".join(_BARS[int((v - low) / max(1e-9, high - low) * 7)] for v in means)
 

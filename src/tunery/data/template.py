@@ -19,13 +19,14 @@ from tunery.types import Example, Message
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How turns are written. Each of the four is one piece of text, tokenised on its own."""
+    """How turns are written. Prefix, system, user and assistant are pieces of text, each tokenised on its own."""
 
     system: str
     user: str
     assistant: str
     stop: str
     default_system: str = ""
+    prefix: str = ""
 
 
 _CHATML = Layout(
@@ -49,6 +50,7 @@ LAYOUTS = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
         assistant="{}<|eot_id|>",
         stop="<|eot_id|>",
+        prefix="<|begin_of_text|>",
     ),
 }
 _PROBE = (
@@ -59,14 +61,30 @@ _PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training row: `prompt` and `target` token ids; the loss is on `target` alone unless told otherwise."""
+    """One training row: `prompt` and `target` token ids, and which of the prompt's are learnt as the target's are.
+
+    `answers` are the earlier answers of a conversation, as [start, end) in `prompt`.
+    """
 
     id: str
     prompt: list[int]
     target: list[int]
+    answers: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
+
+    @property
+    def supervised(self) -> list[int]:
+        """The positions whose tokens are learnt, each from the tokens before it; in order."""
+        return [at for start, end in (*self.answers, (len(self.prompt), len(self))) for at in range(start, end)]
+
+    def cut(self, limit: int) -> Row:
+        """The row in at most `limit` tokens: the end of the prompt goes first, then the end of the target."""
+        target = self.target[: limit - 1]
+        prompt = self.prompt[: limit - len(target)]
+        kept = ((start, min(end, len(prompt))) for start, end in self.answers if start < len(prompt))
+        return Row(self.id, prompt, target, tuple(kept))
 
 
 class Template:
@@ -112,23 +130,56 @@ class Template:
         content = json.dumps([row.prompt, row.target, bare, len(self.tokenizer)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    @property
+    def chat_template(self) -> str:
+        """What this template writes, as a chat template in Jinja for a tokenizer."""
+        layout = self._layout
+        if layout is None:
+            return self.tokenizer.chat_template
+        (before, after), end = layout.user.split("{}"), layout.assistant.removeprefix("{}")
+        turns = {
+            "system": layout.system.split("{}"),
+            "user": (before, end),
+            "assistant": (opening := after.removeprefix(end), end),
+        }
+        write = "".join(
+            f"{{% {'elif' if i else 'if'} m['role'] == '{role}' %}}"
+            f"{{{{ {json.dumps(left)} + m['content'] + {json.dumps(right)} }}}}"
+            for i, (role, (left, right)) in enumerate(turns.items())
+        )
+        system = layout.system.format(layout.default_system) if layout.default_system else ""
+        return (
+            f"{{{{ {json.dumps(layout.prefix)} }}}}"
+            f"{{% if not messages or messages[0]['role'] != 'system' %}}{{{{ {json.dumps(system)} }}}}{{% endif %}}"
+            f"{{% for m in messages %}}{write}{{% endif %}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {json.dumps(opening)} }}}}{{% endif %}}"
+        )
+
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Token ids up to where the answer starts, one list an example."""
-        pieces = [self._prompt_pieces(e.messages) for e in examples]
-        flat = self._encode([p for row in pieces for p in row])
-        out, at = [], 0
-        for row in pieces:
-            out.append([t for ids in flat[at : at + len(row)] for t in ids])
-            at += len(row)
-        return out
+        return [ids for ids, _ in self._prompts(examples)]
 
-    def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Training rows. Raises DataError for an example without a target."""
+    def rows(self, examples: Sequence[Example], *, mask_history: bool = False) -> list[Row]:
+        """Training rows. All answers of a conversation are learnt; with `mask_history` the last alone.
+
+        Raises DataError for an example without a target, ModelError for a chat template that training and inference
+        would not write alike.
+        """
         missing = next((e for e in examples if e.target is None), None)
         if missing:
             raise DataError(f'example "{missing.id}" has no target to train on')
         targets = self._encode([self._target_text(e) for e in examples])
-        return [Row(e.id, p, t) for e, p, t in zip(examples, self.prompts(examples), targets, strict=True)]
+        rows = []
+        for example, (prompt, answers), target in zip(examples, self._prompts(examples), targets, strict=True):
+            earlier = 0 if mask_history else sum(m.role == "assistant" for m in example.messages)
+            if earlier > len(answers):
+                raise ModelError(
+                    "this chat template writes an answer differently once the conversation goes on "
+                    f'(example "{example.id}"), so that earlier answers cannot be learnt',
+                    hint=f"learn the last alone with mask_history: true, or choose template: {' | '.join(LAYOUTS)}",
+                )
+            rows.append(Row(example.id, prompt, target, tuple(answers) if earlier else ()))
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, special tokens left out."""
@@ -137,30 +188,76 @@ class Template:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    def _prompt_pieces(self, messages: Sequence[Message]) -> list[str]:
+    def _prompts(self, examples: Sequence[Example]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Token ids of each prompt, and where in them its earlier answers lie."""
+        pieces = [self._pieces(e.messages) for e in examples]
+        flat = iter(self._encode([text for row in pieces for text, _ in row]))
+        out = []
+        for row in pieces:
+            ids: list[int] = []
+            answers: list[tuple[int, int]] = []
+            for _, is_answer in row:
+                start = len(ids)
+                ids += next(flat)
+                if is_answer:
+                    answers.append((start, len(ids)))
+            out.append((ids, answers))
+        return out
+
+    def _pieces(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """The texts of a prompt that are tokenised one by one, and whether each is an answer."""
         layout = self._layout
         if layout is None:
-            chat = [{"role": m.role, "content": m.content} for m in messages]
-            return [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)]
+            return self._chat_pieces(messages)
         turns = list(messages)
-        system = turns.pop(0).content if turns and turns[0].role == "system" else layout.default_system
-        pieces = [layout.system.format(system)] if system else []
+        system = turns.pop(0).content if turns and turns[0].role == "system" else ""
+        system = system or layout.default_system
+        pieces = [(layout.prefix, False)] if layout.prefix else []
+        if system:
+            pieces.append((layout.system.replace("{}", system, 1), False))
         for message in turns:
             if message.role not in ("user", "assistant"):
                 raise DataError(f'template "{self.name}" has no place for a "{message.role}" turn here')
             shape = layout.user if message.role == "user" else layout.assistant
-            pieces.append(shape.replace("{}", message.content, 1))
+            pieces.append((shape.replace("{}", message.content, 1), message.role == "assistant"))
         return pieces
+
+    def _chat_pieces(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """The same through the tokenizer's own chat template.
+
+        One piece when that writes an answer differently once the conversation goes on: its place is not known then.
+        """
+        whole = self._chat(messages)
+        pieces: list[tuple[str, bool]] = []
+        at = 0
+        for i, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            start, end = self._chat(messages[:i]), self._chat(messages[: i + 1], answered=True)
+            if not (whole.startswith(end) and end.startswith(start)):
+                return [(whole, False)]
+            pieces += [(whole[at : len(start)], False), (whole[len(start) : len(end)], True)]
+            at = len(end)
+        return [*pieces, (whole[at:], False)]
+
+    def _chat(self, messages: Sequence[Message], *, answered: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        chat = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=not answered, tokenize=False)
+        except TemplateError as exc:
+            raise ModelError(
+                f"the base's chat template does not take these turns: {exc}",
+                hint=f"leave out what it does not take, or choose template: {' | '.join(LAYOUTS)}",
+            ) from None
 
     def _target_text(self, example: Example) -> str:
         assert example.target is not None
         if self._layout:
             return self._layout.assistant.replace("{}", example.target, 1)
-        (prompt,) = self._prompt_pieces(example.messages)
-        chat = [{"role": m.role, "content": m.content} for m in example.messages]
-        whole = self.tokenizer.apply_chat_template(
-            [*chat, {"role": "assistant", "content": example.target}], tokenize=False
-        )
+        prompt = self._chat(example.messages)
+        whole = self._chat([*example.messages, Message("assistant", example.target)], answered=True)
         if not whole.startswith(prompt):
             raise ModelError(
                 "this chat template writes a prompt differently once it is answered",

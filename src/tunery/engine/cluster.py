@@ -52,6 +52,15 @@ def connect(
         _end(family)
 
 
+def dashboard_url() -> str | None:
+    """Where the dashboard of the Ray in use answers; None when it has none."""
+    import ray._private.worker as worker
+
+    node = worker._global_node
+    url = node.webui_url if node else None
+    return f"http://{url}" if url else None
+
+
 def _own_processes() -> list[psutil.Process]:
     """The processes of a Ray that this process has started."""
     found = []

@@ -66,7 +66,7 @@ def _profile(task: Any, dataset: Dataset) -> Profile:
 
 def _template(train: TrainSpec) -> tuple[Template, int]:
     spec = resolve_train(train)
-    base: Base = find_base(spec.model_name_or_path)
+    base: Base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
     name = spec.template or "auto"
     quick = name != "auto" and (base.path / "tokenizer.json").exists() and not spec.trust_remote_code
     tokenizer = QuickTokenizer(base) if quick else load_tokenizer(base, trust_remote_code=spec.trust_remote_code)

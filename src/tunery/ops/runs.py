@@ -154,6 +154,24 @@ def metrics(run: Run) -> list[dict[str, Any]]:
     return list(read_jsonl_tolerant(path)) if path.exists() else []
 
 
+def compare(a: Run, b: Run) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """ "settings" that differ and all "results" of two runs, each as (a's, b's); None where one has nothing."""
+    settings, results = (_pairs(_flat(getattr(a, part)), _flat(getattr(b, part))) for part in ("spec", "result"))
+    return {"settings": {key: pair for key, pair in settings.items() if pair[0] != pair[1]}, "results": results}
+
+
+def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b}}
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested sections with dotted keys, as `--set` takes them."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
+    return out
+
+
 def _folders(home: Path) -> list[Path]:
     folder = home / "runs"
     return [p for p in folder.iterdir() if (p / "status.json").exists()] if folder.is_dir() else []

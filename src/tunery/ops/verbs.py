@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.bases import Base, find_base, load_tokenizer
-from tunery.config import BUNDLED_BASE, Project, TrainSpec, in_project, load_project, placed_train
+from tunery.config import Project, TrainSpec, in_project, load_project, placed_train
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
@@ -58,6 +58,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     `resume` goes on with an interrupted run, by its id or "last". Returns the finished Run; its `result` holds the
     version's ref and the training results. Raises TuneryError; the run folder then says why.
     """
+    from tunery.engine.cluster import dashboard_url
     from tunery.training import prepare
     from tunery.training import train as run_training
 
@@ -75,14 +76,19 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
         output = Path(plan.spec.output_dir) if plan.spec.output_dir else run.path / "output"
 
         def heard(event: Mapping[str, Any]) -> None:
-            run.log(event)
+            if "parity" not in event:  # that is parity.json
+                run.log(event)
             observer({"event": "train", **event})
 
         with FolderLock(output), _ray(project, run.logs):
+            if url := dashboard_url():
+                observer({"event": "dashboard", "url": url})
             observer({"event": "stage", "text": "starting the workers"})
-            trained = run_training(plan, output, name=run.id, resume=earlier is not None, on_event=heard)
+            trained = run_training(plan, output, run=run.id, resume=earlier is not None, on_event=heard)
         version = registry.register(home, project.model, plan, trained, profile=profile, run_id=run.id)
-        run.result(version=version.ref, adapter=str(version.adapter), output=str(output), **trained.results)
+        run.result(
+            version=version.ref, adapter=str(version.adapter), output=str(output), notes=plan.notes, **trained.results
+        )
     return runs.get(home, run.id)
 
 
@@ -129,10 +135,11 @@ def load_model(project: Project, ref: str | None) -> Loaded:
     from tunery.engine.vllm import Adapter
 
     version = registry.get(Path(project.home), ref or project.model)
-    named = version.base
-    base = find_base(named if named == BUNDLED_BASE or Path(named).is_dir() else in_project(project, named))
+    near = in_project(project, version.base)
+    named = near if not Path(version.base).is_dir() and Path(near).is_dir() else version.base
+    base = find_base(named, allow_pickle=project.train.allow_pickle)
     registry.check_base(version, base)
-    template = Template(version.template, load_tokenizer(base))
+    template = Template(version.template, load_tokenizer(base, trust_remote_code=project.train.trust_remote_code))
     if template.digest != version.template_digest:
         raise ModelError(
             f"{version.ref} was trained with another prompt layout than this Tunery writes "
@@ -374,7 +381,10 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
     else:
         refs = [registry.get(home, ref).ref for ref in spec.models]
     loaded = [load_model(project, ref) for ref in dict.fromkeys(refs)]
-    wanted = find_base(spec.base or (loaded[-1].base.name if loaded else project.train.model_name_or_path))
+    wanted = find_base(
+        spec.base or (loaded[-1].base.name if loaded else project.train.model_name_or_path),
+        allow_pickle=project.train.allow_pickle,
+    )
     if spec.models == "all":
         left_out = [m.label for m in loaded if m.base.digest != wanted.digest]
         loaded = [m for m in loaded if m.base.digest == wanted.digest]

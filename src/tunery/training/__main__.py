@@ -18,9 +18,8 @@ import torch.distributed as dist
 from tunery.config import load_project, placed_train
 from tunery.errors import ConfigError, TuneryError
 from tunery.storage import FolderLock
-from tunery.training.checkpoint import files_of, step_of
 from tunery.training.loop import work
-from tunery.training.output import Event, Output, Trained, job_of
+from tunery.training.output import Event, Trained, job_of, opened
 from tunery.training.plan import Plan, prepare
 
 
@@ -55,15 +54,13 @@ def _lead(arguments: list[str], world: int, on_event: Callable[[Event], None]) -
     try:
         plan = _plan(arguments, world)
         assert plan.spec.output_dir
-        with FolderLock(plan.spec.output_dir):
-            output = Path(plan.spec.output_dir)
-            folder = Output(plan, output, "" if plan.spec.ray_run_name else output.name, on_event)
-            checkpoint = folder.open(resume=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
-            files = files_of(checkpoint) if checkpoint else None
-            job = job_of(plan)
+        output = Path(plan.spec.output_dir)
+        run = plan.spec.ray_run_name or output.name
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        with FolderLock(output), opened(plan, output, run, on_event, resume=again) as folder:
+            job, files = job_of(plan, folder.evaluations, gpu=torch.cuda.is_available()), folder.files
             _share((job, files), world)
             shared = True
-            folder.hear({"began": step_of(checkpoint) if checkpoint else 0})
             work(job, files, folder.hear, 0, world, _device())
             return folder.finish()
     finally:

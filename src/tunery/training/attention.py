@@ -19,7 +19,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from tunery.training.packing import Pack
 
 ATTENTION = "tunery_shared_prefix"
-BLOCK = 128  # FlexAttention's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,6 @@ def view(pack: Pack) -> View:
     if pack.prefix == 0 and pack.rows == 1 and pack.unit[-1] == 1:
         return None
     return _blocks(pack) if pack.ids.is_cuda else _split(pack)
-
-
-def fitting_length(tokens: int) -> int:
-    """The length a pack is padded to on a GPU: one of eight between powers of two, as layers are compiled for each."""
-    step = max(BLOCK, 1 << (tokens.bit_length() - 4))
-    return -(-tokens // step) * step
 
 
 def _blocks(pack: Pack) -> BlockMask:
@@ -96,7 +89,9 @@ def pack_attention(
     if isinstance(view, Split):
         return _split_attention(query[0], key[0], value[0], view, scaling), None
     flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    out: Any = flex(query, key, value, block_mask=view, scale=scaling, enable_gqa=gqa)
+    if gqa:  # one program of the backward takes all queries of a key's block, and the prefix is seen by all
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    out: Any = flex(query, key, value, block_mask=view, scale=scaling)
     return out.transpose(1, 2), None
 
 
@@ -108,7 +103,6 @@ def _compiled_flex() -> Any:
 def _split_attention(query: Tensor, key: Tensor, value: Tensor, split: Split, scaling: float | None) -> Tensor:
     """(H, T, D), (G, T, D), (G, T, D) -> (1, T, H, D)."""
     p, rows = split.prefix, len(split.index)
-    gqa = query.shape[0] != key.shape[0]
     # split, not slices: the backward of a slice fills a whole tensor with zeros
     (q_head, q_tail), (k_head, k_tail), (v_head, v_tail) = (
         x.split([p, x.shape[1] - p], 1) for x in (query, key, value)
@@ -120,21 +114,31 @@ def _split_attention(query: Tensor, key: Tensor, value: Tensor, split: Split, sc
     def with_prefix(head: Tensor, tail: Tensor) -> Tensor:  # -> (n, G, P + S, D)
         return torch.cat([head[None].expand(rows, -1, -1, -1), units(tail)], 2)
 
-    out = F.scaled_dot_product_attention(
-        units(q_tail),
-        with_prefix(k_head, k_tail),
-        with_prefix(v_head, v_tail),
-        attn_mask=split.mask,
-        scale=scaling,
-        enable_gqa=gqa,
-    )
+    # The fused kernel's backward has no use of a CPU's bf16 units; batched products have.
+    attend = _masked if query.dtype == torch.float32 else _masked_by_products
+    out = attend(units(q_tail), with_prefix(k_head, k_tail), with_prefix(v_head, v_tail), split.mask, scaling)
     flat = out.transpose(1, 2)[split.valid]  # (T - P, H, D), in pack order
     if p:
         head = F.scaled_dot_product_attention(
-            q_head[None], k_head[None], v_head[None], is_causal=True, scale=scaling, enable_gqa=gqa
+            q_head[None], k_head[None], v_head[None], is_causal=True, scale=scaling, enable_gqa=True
         )
         flat = torch.cat([head[0].transpose(0, 1), flat])
     return flat[None]
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """(n, H, S, D), (n, G, L, D), (n, G, L, D), mask (n, 1, S, L) -> (n, H, S, D)."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+
+
+def _masked_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """The same, the queries of a key's group in one product. Scores are kept: (n, H, S, L)."""
+    n, heads, steps, dim = query.shape
+    groups = key.shape[1]
+    together = (query * (scaling or dim**-0.5)).reshape(n * groups, -1, dim)
+    scores = (together @ key.flatten(0, 1).transpose(1, 2)).view(n, heads, steps, -1)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    return (weights.view(n * groups, -1, key.shape[2]) @ value.flatten(0, 1)).view(n, heads, steps, dim)
 
 
 def register_attention() -> str:

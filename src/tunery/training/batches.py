@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,9 +15,11 @@ from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
-from tunery.training.attention import fitting_length
+from tunery.tasks import Task
 from tunery.training.packing import Group, Pack, Unit, make_packs
 from tunery.types import Example
+
+BLOCK = 128  # FlexAttention's
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Job:
     eval_groups: Sequence[Group] = ()
     examples: Sequence[Example] = ()  # those of `units`, where augmentation works on their text
     resume_from: str | None = None
+    evaluations: Sequence[Mapping[str, Any]] = ()  # log rows of those before that checkpoint
+    task: Task | None = None  # where evaluations shall score answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Batch:
     """One worker's share of an optimizer step."""
 
     packs: list[Pack]
-    ids: list[str]  # of its rows
+    members: list[Unit]
     units: int  # in the whole batch, over all workers
 
 
@@ -48,6 +53,7 @@ class Packer:
         self.packing, self.train_on_prompt = spec.packing, spec.train_on_prompt
         self.cuda = device.startswith("cuda")
         self.max_tokens = max_tokens
+        self.usual = 0
 
     def packs(self, units: Sequence[Unit], groups: Sequence[Group]) -> list[Pack]:
         """The packs of some units; `groups` index into `units`."""
@@ -60,9 +66,28 @@ class Packer:
             if self.packing == "sequence":
                 members = [(row,) for unit in members for row in unit]
             packs += make_packs(members, group.prefix, self.max_tokens, train_on_prompt=self.train_on_prompt)
-        if self.cuda:
-            packs = [p.padded(fitting_length(p.ids.numel())) for p in packs]
-        return packs
+        return [p.padded(self._length(p.ids.numel())) for p in packs] if self.cuda else packs
+
+    def expect(self, units: Sequence[Unit], groups: Sequence[Group], batch: int) -> None:
+        """Learn what packs a batch of so many units makes, so that nearly all get one length."""
+        prefix = max(groups, key=lambda g: len(g.members)).prefix if self.packing == "shared_prefix" else 0
+        sizes = [sum(len(row) - prefix for row in unit) for unit in units]
+        mean = sum(sizes) / len(sizes)
+        spread = (sum((x - mean) ** 2 for x in sizes) / len(sizes)) ** 0.5
+        count = batch / max(1, math.ceil(batch * mean / max(1, self.max_tokens - prefix)))
+        self.usual = _blocks(min(round(prefix + count * mean + 3 * spread * count**0.5), self.max_tokens))
+
+    def _length(self, tokens: int) -> int:
+        """What a pack is padded to on a GPU, where layers are compiled for each length: the usual one, or an eighth of
+        the way between powers of two."""
+        if 0.6 * self.usual < tokens <= self.usual:
+            return self.usual
+        step = max(BLOCK, 1 << (tokens.bit_length() - 4))
+        return -(-tokens // step) * step
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK) * BLOCK
 
 
 class Batches:
@@ -76,8 +101,11 @@ class Batches:
         self._order: tuple[int, list[int]] | None = None
         self._swap: tuple[Swapper, Template] | None = None
         if job.spec.entity_swap:
-            tokenizer = load_tokenizer(find_base(job.spec.model_name_or_path))
-            self._swap = Swapper(job.examples), Template(job.spec.template or "auto", tokenizer)
+            spec = job.spec
+            base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
+            tokenizer = load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
+            self._swap = Swapper(job.examples), Template(spec.template or "auto", tokenizer)
+        packer.expect(job.units, job.groups, math.ceil(self.size / world))
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Batch]] | None = None
 
@@ -100,7 +128,7 @@ class Batches:
         for place, i in enumerate(mine):
             members.setdefault(self._group_of[i], []).append(place)
         groups = [Group(self.job.groups[at].prefix, places) for at, places in sorted(members.items())]
-        return Batch(self.packer.packs(units, groups), [row.id for unit in units for row in unit], len(indices))
+        return Batch(self.packer.packs(units, groups), units, len(indices))
 
     def _swapped(self, mine: Sequence[int], step: int) -> list[Unit]:
         assert self._swap
@@ -110,7 +138,7 @@ class Batches:
             swapper.swap(self.job.examples[i], random.Random(f"{spec.seed}/{step}/{i}"), spec.entity_swap) for i in mine
         ]
         units: list[Unit] = []
-        for i, row in zip(mine, template.rows(changed), strict=True):
+        for i, row in zip(mine, template.rows(changed, mask_history=spec.mask_history), strict=True):
             (old,) = self.job.units[i]
             prefix = self.job.groups[self._group_of[i]].prefix
             same = row.prompt[:prefix] == old.prompt[:prefix]  # a value may stand in the shared instruction

@@ -110,6 +110,18 @@ class Checkpoints:
         self._copy_to_mirror(final)
         return final
 
+    def keep(self, newest: int, best: int | None) -> None:
+        """Delete all but the `newest` and the `best`, in both places, as transformers does."""
+        for place in filter(None, (str(self.folder), self.mirror)):
+            for step in sorted(_steps(place))[:-newest]:
+                if step != best:
+                    folder = storage.join(place, f"checkpoint-{step}")
+                    storage.remove(storage.join(folder, MANIFEST))  # first, as it was written last
+                    for file in storage.list_files(folder):
+                        storage.remove(file)
+                    if not storage.is_remote(folder):
+                        shutil.rmtree(storage.local(folder), ignore_errors=True)
+
     def last(self) -> Path | None:
         """The newest complete checkpoint, fetched when only the mirror has it; afterwards both places have it.
 

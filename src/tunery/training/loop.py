@@ -10,7 +10,7 @@ import math
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from tunery.training.model import (
 )
 from tunery.training.objectives import Objective, objective_of
 from tunery.training.packing import Pack
-from tunery.training.progress import Clock
+from tunery.training.progress import Clock, Machine
+from tunery.training.watching import Answers, Best, lowest_loss, out_of_memory_explained, row_losses
 
 CPU_PACK_TOKENS = 2048  # the padded batch of attention grows with it
 GPU_PACK_TOKENS = 1024, 16384  # kernels want it large; how large is measured
@@ -45,11 +46,12 @@ CERTIFIED_ROWS = 8
 @dataclass
 class Hooks:
     """What the loop tells the outside. `log` gets one flat dict a line; `save` a finished checkpoint folder;
-    `parity` the certificate, when there is one."""
+    `parity` the certificate, when there is one; `offending` the rows of a batch whose loss is not finite."""
 
     log: Callable[[dict[str, Any]], None] = lambda row: None
     save: Callable[[Path, int], None] = lambda folder, step: None
     parity: Callable[[Certificate], None] = lambda certificate: None
+    offending: Callable[[list[dict[str, Any]]], None] = lambda rows: None
     stopping: Callable[[], bool] = lambda: False
     scratch: Path = field(default_factory=lambda: Path("."))
 
@@ -83,7 +85,7 @@ def fit(
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
     if model is None:
-        model = build_model(spec, find_base(spec.model_name_or_path).path, device)
+        model = build_model(spec, find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle).path, device)
     tuned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         tuned,
@@ -96,11 +98,15 @@ def fit(
     objective = objective_of(spec.stage)
     total = total_steps(spec, len(job.units))
     step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
-    packer = _certified(job, model, hooks, device)
+    with out_of_memory_explained(spec):
+        packer = _certified(job, model, hooks, device)
     batches = Batches(job, packer, rank, world)
-    clock = Clock(step, total)
+    clock, machine = Clock(step, total), Machine(model, device)
+    best = Best(spec, job.evaluations)
+    answered = Answers(job, rank, world) if job.task and job.eval_units else None
     losses: list[float] = []
-    eval_loss: float | None = None
+    lowest = math.inf
+    found: Mapping[str, Any] = {}
     saved = -1
 
     while step < total:
@@ -108,12 +114,18 @@ def fit(
             group["lr"] = (spec.learning_rate or 1e-4) * lr_factor(spec, step, total)
         torch.manual_seed(hash((spec.seed, step, rank)))  # so dropout follows from seed and step too
         batch = batches.at(step)
-        loss, further = _forward_backward(model, objective, batch.packs, device, world, spec)
+        with out_of_memory_explained(spec):
+            loss, further = _forward_backward(model, objective, batch.packs, device, world, spec)
         norm = _finish_gradients(tuned, spec.max_grad_norm, world)
         if not math.isfinite(loss) or not math.isfinite(norm):
+            # The step is not taken, so these weights are good.
+            hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
+            with _autocast(spec, device):
+                rows = row_losses(model, objective, batch.members, spec, world)
+            hooks.offending(rows)
             raise TrainError(
                 f"the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm})",
-                hint="lower learning_rate, or look at these rows: " + ", ".join(batch.ids[:8]),
+                hint="lower learning_rate, or look at these rows: " + ", ".join(row["id"] for row in rows[:8]),
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -126,25 +138,43 @@ def fit(
         if step % spec.logging_steps == 0 or step == total:
             recent = losses[-spec.logging_steps :]
             mean = {"loss": sum(recent) / len(recent), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
-            hooks.log(clock.row(step, epoch) | mean | further)
+            hooks.log(clock.place(step, epoch) | mean | further | _speed(clock, machine, device, world))
+            lowest = lowest_loss(spec, step, mean["loss"], lowest)
         due = spec.eval_strategy == "epoch" and ends_epoch
         due |= spec.eval_strategy == "steps" and step % (spec.eval_steps or spec.logging_steps) == 0
-        if job.eval_units and (due or (step == total and spec.eval_strategy != "no")):
+        due = bool(job.eval_units) and (due or (step == total and spec.eval_strategy != "no"))
+        improved = False
+        if due:
             found = evaluate_loss(model, objective, job, packer, device, rank, world)
-            eval_loss = found["eval_loss"]
-            hooks.log({"current_steps": step, "total_steps": total, "epoch": epoch} | found)
-        due = spec.save_strategy == "steps" and step % spec.save_steps == 0
+            if answered:
+                with _autocast(spec, device):
+                    found |= answered.score(model)
+            improved = best.heard(step, found) and spec.load_best_model_at_end
+            hooks.log(clock.place(step, epoch) | found | best.row())
+            clock.rest()
+        due = improved or (spec.save_strategy == "steps" and step % spec.save_steps == 0)
         due |= spec.save_strategy == "epoch" and ends_epoch
-        if due or step == total or hooks.stopping():
+        if due or step == total or best.exhausted or hooks.stopping():
             hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
             saved = step
-        if hooks.stopping() and saved == step < total:
+            clock.rest()
+        if best.exhausted or (hooks.stopping() and saved == step < total):
             break
     batches.close()
     clock.executed, clock.logical, clock.supervised = map(
         int, _summed([clock.executed, clock.logical, clock.supervised], device, world)
     )
-    return clock.summary(losses, eval_loss, len(job.units), step / batches.per_epoch)
+    if spec.load_best_model_at_end:
+        found = best.found
+    return clock.summary(losses, len(job.units), step / batches.per_epoch) | dict(found) | best.row()
+
+
+def _speed(clock: Clock, machine: Machine, device: str, world: int) -> dict[str, float]:
+    """Rates of all workers together, and what this one's machine says."""
+    rows, *own = clock.rates()
+    logical, executed = _summed(own, device, world)
+    rates = {"samples_per_second": rows, "logical_tokens_per_second": logical, "executed_tokens_per_second": executed}
+    return {name: round(value, 2) for name, value in rates.items()} | dict(machine.row(own[1]))
 
 
 def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
@@ -255,7 +285,7 @@ def work(
     job: Job, files: Files | None, tell: Callable[[dict[str, Any]], None], rank: int, world: int, device: str
 ) -> None:
     """`fit` as one of `world` workers, from the checkpoint `files` if there is one. Rank 0 `tell`s all that happens:
-    log rows, {"parity"}, {"checkpoint": step, "files"} and at last {"summary"}."""
+    log rows, {"parity"}, {"offending": rows}, {"checkpoint": step, "files"} and at last {"summary"}."""
 
     def leading(event: dict[str, Any]) -> None:
         if rank == 0:
@@ -268,5 +298,11 @@ def work(
     with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
         if files:
             job = replace(job, resume_from=str(unpack(files, Path(scratch) / "start")))
-        hooks = Hooks(leading, save, lambda found: leading({"parity": found.as_dict()}), scratch=Path(scratch))
+        hooks = Hooks(
+            log=leading,
+            save=save,
+            parity=lambda found: leading({"parity": found.as_dict()}),
+            offending=lambda rows: leading({"offending": rows}),
+            scratch=Path(scratch),
+        )
         leading({"summary": fit(job, hooks, rank=rank, world=world, device=device)})

@@ -132,8 +132,8 @@ def _trunk(unit: Unit, prefix: int) -> int:
 
 
 def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = False) -> Pack:
-    """One pack of `units`, whose prompts all begin with the same `prefix` tokens. The prefix itself is supervised
-    only with `train_on_prompt`, once a row, as it would be unpacked."""
+    """One pack of `units`, whose prompts all begin with the same `prefix` tokens. What is supervised
+    of the prefix (earlier answers, or all with `train_on_prompt`) is so once a row, as it would be unpacked."""
     ids: list[int] = list(units[0][0].prompt[:prefix])
     positions = list(range(prefix))
     unit_of, branch_of = [0] * prefix, [0] * prefix
@@ -150,7 +150,7 @@ def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = Fa
         for branch, row in enumerate(unit, 1):
             tokens = row.prompt + row.target
             start = len(ids)
-            for at in range(1 if train_on_prompt else len(row.prompt), len(row)):  # predicted from the token before
+            for at in range(1, len(row)) if train_on_prompt else row.supervised:  # predicted from the token before
                 before = at - 1
                 place = start + before - trunk if before >= trunk else trunk_at + before - prefix
                 keep.append(before if before < prefix else place)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tunery.bases import Base, find_base, load_tokenizer
+from tunery.bases import Base, QuickTokenizer, check_base, find_base, load_tokenizer, remote_code
 from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
 from tunery.data.template import Row, Template
@@ -58,25 +58,53 @@ class Plan:
 def prepare(spec: TrainSpec) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
     from tunery.training.packing import prefix_groups
+    from tunery.training.trackers import trackers_of
+    from tunery.training.watching import check
 
     spec = resolve_train(spec)
     if not spec.dataset:
         raise ConfigError("no training dataset", hint="name one of dataset_info.json with train.dataset")
     if spec.fp16 and spec.bf16:
         raise ConfigError("fp16 and bf16 are both on", hint="choose one")
-    base = find_base(spec.model_name_or_path)
+    if spec.mask_history and spec.train_on_prompt:
+        raise ConfigError("mask_history and train_on_prompt are both on", hint="choose one")
+    trackers_of(spec.report_to)
+    notes: list[str] = []
+    base, tokenizer = _base(spec, notes)
     train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
     held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
-    template = Template(spec.template or "auto", load_tokenizer(base, trust_remote_code=spec.trust_remote_code))
-    notes: list[str] = []
-    examples, rows = _encode(train, template, spec, base, notes)
-    eval_rows = _encode(held_out, template, spec, base, notes)[1] if held_out else []
+    check(spec, len(held_out or ()))
+    template = Template(spec.template or "auto", tokenizer)
+    writer = _writer(template, base)
+    examples, rows = _encode(train, writer, spec, base, notes)
+    eval_rows = _encode(held_out, writer, spec, base, notes)[1] if held_out else []
+    _check_batches(spec, len(rows), notes)
     spec = spec.model_copy(update={"packing": _packing(spec, base, max(map(len, rows + eval_rows)), notes)})
     shared = spec.packing == "shared_prefix"
     groups = prefix_groups([r.prompt for r in rows], spec.batch_rows if shared else 0)
     eval_groups = prefix_groups([r.prompt for r in eval_rows], len(eval_rows) if shared else 0)
     task = task_by_name(spec.task) if spec.task else infer_task([e.target or "" for e in examples])
     return Plan(spec, base, template, task, train, examples, rows, eval_rows, groups, eval_groups, notes)
+
+
+def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Any]:
+    """The base and its tokenizer, what of them can run code being said."""
+    base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
+    tokenizer = load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
+    check_base(base, tokenizer, trust_remote_code=spec.trust_remote_code)
+    if spec.trust_remote_code and (files := remote_code(base)):
+        notes.append(f"trust_remote_code: Python code that came with the base runs: {', '.join(files)}")
+    if spec.allow_pickle and not list(base.path.glob("*.safetensors")):
+        notes.append("allow_pickle: the base's weights are loaded from pickles")
+    return base, tokenizer
+
+
+def _writer(template: Template, base: Base) -> Template:
+    """The same template on the quicker tokenizer, where that gives the same ids."""
+    if template.name == "auto" or not (base.path / "tokenizer.json").exists():
+        return template
+    quick = Template(template.name, QuickTokenizer(base))
+    return quick if quick.digest == template.digest else template
 
 
 def _packing(spec: TrainSpec, base: Base, longest: int, notes: list[str]) -> str:
@@ -102,6 +130,14 @@ def _packing(spec: TrainSpec, base: Base, longest: int, notes: list[str]) -> str
     return found
 
 
+def _check_batches(spec: TrainSpec, rows: int, notes: list[str]) -> None:
+    # A batch is per_device_train_batch_size x gradient_accumulation_steps x ray_num_workers rows: it always divides.
+    if rows < spec.workers[1]:
+        raise ConfigError(f"{spec.workers[1]} workers for {rows:,} rows", hint="lower ray_num_workers")
+    if rows < spec.batch_rows:
+        notes.append(f"a batch of {spec.batch_rows:,} rows holds all {rows:,}: each epoch is one step")
+
+
 def _encode(
     data: Dataset, template: Template, spec: TrainSpec, base: Base, notes: list[str]
 ) -> tuple[list[Example], list[Row]]:
@@ -110,7 +146,7 @@ def _encode(
     if bad := sum(e.meta.get("kto_tag") is False for e in examples):
         hint = "leave them out: tunery data export NAME good.jsonl --to alpaca"
         raise DataError(f"{bad:,} answers of {data.name} are tagged as ones to avoid; this would learn them", hint=hint)
-    rows = template.rows(examples)
+    rows = template.rows(examples, mask_history=spec.mask_history)
     over = [r for r in rows if len(r) > limit]
     if not over:
         return examples, rows
@@ -124,15 +160,9 @@ def _encode(
         )
     if spec.overlong == "truncate":
         notes.append(f"{data.name}: {len(over)} rows cut to {limit} tokens (longest {longest})")
-        return examples, [_cut(r, limit) for r in rows]
+        return examples, [r.cut(limit) for r in rows]
     kept = [i for i, r in enumerate(rows) if len(r) <= limit]
     notes.append(f"{data.name}: {len(over)} rows over {limit} tokens dropped, {len(kept)} kept")
     if not kept:
         raise DataError(f"every row of {data.name} is longer than {limit} tokens", hint="raise cutoff_len")
     return [examples[i] for i in kept], [rows[i] for i in kept]
-
-
-def _cut(row: Row, limit: int) -> Row:
-    """The end of the prompt goes first; a row whose target alone is too long loses the target's end."""
-    target = row.target[: limit - 1]
-    return Row(row.id, row.prompt[: limit - len(target)], target)

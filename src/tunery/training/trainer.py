@@ -11,14 +11,16 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
-from tunery.training.checkpoint import Files, files_of, step_of
-from tunery.training.output import Event, Output, Trained, job_of
+from tunery.training.checkpoint import Files
+from tunery.training.output import Event, Trained, job_of, opened
 from tunery.training.plan import Plan
+from tunery.training.trackers import ray_gauges
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
@@ -33,53 +35,52 @@ def train(
     plan: Plan,
     output: Path,
     *,
-    name: str = "",
+    run: str = "train",
     resume: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Trained:
     """Fine-tune as planned and leave LLaMA-Factory's files in `output`. Ray must be initialised.
 
-    `resume` goes on from the last checkpoint there, if any; `name` is this training's folder in `ray_storage_path`.
-    `on_event` gets every log row as it comes, and {"restarted": step} when lost workers were replaced. Raises
-    ResourceError, StorageError or TrainError before anything starts; later those, or the worker's own TuneryError.
+    `resume` goes on from the last checkpoint there, if any. `run` is its name for trackers and metrics, and its folder
+    in `ray_storage_path`. `on_event` gets every log row as it comes, and {"note": text}, as when lost workers were
+    replaced. Raises ResourceError, StorageError or TrainError before anything starts; later those, or the worker's own
+    TuneryError.
     """
     import ray
     from ray.exceptions import RayError
 
     resources = _worker_resources(plan.spec)
     _check_resources(plan.spec, resources)
-    folder = Output(plan, output, name, on_event)
-    checkpoint = folder.open(resume)
-    begin_at = (step_of(checkpoint), files_of(checkpoint)) if checkpoint else (0, None)
-    here: Any = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
-    mailbox: Any = ray.remote(**here)(Mailbox).remote(*begin_at)
-    # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
-    running = ray.remote(max_retries=0, **here)(_run_ray_train).remote(
-        plan.spec, resources, [ray.put(job_of(plan))], mailbox
-    )
-    try:
-        for event in _events(mailbox, running, plan.spec, resources):
-            if "error" in event:
-                raise event["error"]
-            folder.hear(event)
-            if "checkpoint" in event:
-                mailbox.written.remote()
-        ray.get(running)
-    except RayError as exc:
-        raise _translate(exc) from None
-    finally:
-        ray.cancel(running, force=True)
-        ray.kill(mailbox)
-    return folder.finish()
+    with opened(plan, output, run, on_event, resume=resume) as folder:
+        job = job_of(plan, folder.evaluations, gpu=bool(resources.get("GPU")))
+        here: Any = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+        mailbox: Any = ray.remote(**here)(Mailbox).remote(folder.start, folder.files, folder.evaluations)
+        # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
+        config = {"job": [ray.put(job)], "mailbox": mailbox, "run": run, "resources": resources}
+        running = ray.remote(max_retries=0, **here)(_run_ray_train).remote(plan.spec, config)
+        try:
+            for event in _events(mailbox, running, plan.spec, resources):
+                if "error" in event:
+                    raise event["error"]
+                folder.hear(event)
+                if "checkpoint" in event:
+                    mailbox.written.remote()
+            ray.get(running)
+        except RayError as exc:
+            raise _translate(exc) from None
+        finally:
+            ray.cancel(running, force=True)
+            ray.kill(mailbox)
+        return folder.finish()
 
 
 class Mailbox:
     """What the workers tell the driver, and the checkpoint that workers go on from. An actor with the driver."""
 
-    def __init__(self, step: int, checkpoint: Files | None) -> None:
+    def __init__(self, step: int, checkpoint: Files | None, evaluations: list[Event]) -> None:
         import asyncio
 
-        self._step, self._checkpoint = step, checkpoint
+        self._step, self._checkpoint, self._evaluations = step, checkpoint, evaluations
         self._events: list[Event] = []
         self._start = 0  # counts the starts of workers; what is left over from an earlier one is dropped
         self._room = asyncio.Event()
@@ -90,11 +91,12 @@ class Mailbox:
         self._start += 1
         self._events.append({"began": self._step})
         if self._start > 1:
-            self._events.append({"restarted": self._step})
+            self._events.append({"note": f"the workers were lost; new ones go on from step {self._step}"})
         return self._start
 
-    async def checkpoint(self) -> Files | None:
-        return self._checkpoint
+    async def checkpoint(self) -> tuple[Files | None, list[Event]]:
+        """The checkpoint to go on from, and the evaluations until then."""
+        return self._checkpoint, [row for row in self._evaluations if row["current_steps"] <= self._step]
 
     async def put(self, start: int, event: Event) -> None:
         """Take an event; a checkpoint waits until the one before is written, so that they do not pile up."""
@@ -105,6 +107,8 @@ class Mailbox:
         if "checkpoint" in event:
             self._room.clear()
             self._step, self._checkpoint = event["checkpoint"], event["files"]
+        if "eval_loss" in event:
+            self._evaluations.append(event)
         self._events.append(event)
 
     async def written(self) -> None:
@@ -115,22 +119,22 @@ class Mailbox:
         return events
 
 
-def _run_ray_train(spec: TrainSpec, resources: dict[str, float], job: list[Any], mailbox: Any) -> None:
-    """One `TorchTrainer.fit`. `job` holds the Job's reference, in a list so that Ray passes it on unresolved."""
+def _run_ray_train(spec: TrainSpec, config: dict[str, Any]) -> None:
+    """One `TorchTrainer.fit`. The Job's reference is in a list, so that Ray passes it on unresolved."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    gpu = bool(resources.get("GPU"))
+    gpu = bool(config["resources"].get("GPU"))
     with tempfile.TemporaryDirectory(prefix="tunery-ray-train-") as storage:  # for Ray Train's own notes
         TorchTrainer(
             _worker,
-            train_loop_config={"job": job[0], "mailbox": mailbox, "gpu": gpu},
+            train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=spec.ray_num_workers,
                 use_gpu=gpu,
-                resources_per_worker=resources,
+                resources_per_worker=config["resources"],
                 placement_strategy=spec.placement_strategy,
             ),
             run_config=RunConfig(
@@ -152,17 +156,22 @@ def _worker(config: dict[str, Any]) -> None:
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     mailbox: Any = config["mailbox"]
-    job: Job = ray.get(config["job"])
-    if not config["gpu"]:
+    (reference,) = config["job"]
+    job: Job = ray.get(reference)
+    gpu = bool(config["resources"].get("GPU"))
+    if not gpu:
         _share_cores(job.spec, context.get_local_world_size())
     start: Any = collective.broadcast_from_rank_zero(ray.get(mailbox.begin.remote()) if rank == 0 else None)
-    files: Any = ray.get(mailbox.checkpoint.remote())
+    files, evaluations = cast(Any, ray.get(mailbox.checkpoint.remote()))
+    show = ray_gauges(config["run"])
 
     def tell(event: Event) -> None:
         ray.get(mailbox.put.remote(start, event))
+        if "current_steps" in event:
+            show(event)
 
     try:
-        work(job, files, tell, rank, world, "cuda" if config["gpu"] else "cpu")
+        work(replace(job, evaluations=evaluations), files, tell, rank, world, "cuda" if gpu else "cpu")
     except TuneryError as exc:  # would come again; anything else may be the loss of another worker
         tell({"error": exc})
         raise

@@ -1,0 +1,223 @@
+"""What a run learns of itself as it goes: answers to held-out rows, the best evaluation, what went wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tunery.bases import find_base, load_tokenizer
+from tunery.config import TrainSpec, nearest
+from tunery.data.template import Template
+from tunery.errors import ConfigError, TrainError
+from tunery.tasks import score_rows
+from tunery.training.model import transformers_model
+from tunery.training.objectives import Objective
+from tunery.training.packing import Unit, build_pack
+
+if TYPE_CHECKING:
+    from tunery.training.batches import Job
+
+GENERATED = ("exact_match", "slot_f1", "parse_rate")
+ANSWER_TOKENS = 16384  # of prompts and answers in one batch; what its keys and values take is far below a training pack
+
+
+class Answers:
+    """Greedy answers of the model in training to a sample of the eval rows, the same at each evaluation."""
+
+    def __init__(self, job: Job, rank: int, world: int) -> None:
+        assert job.task is not None
+        self.task, self.rank, self.world = job.task, rank, world
+        spec = job.spec
+        self.template = Template(
+            spec.template or "auto",
+            load_tokenizer(find_base(spec.model_name_or_path), trust_remote_code=spec.trust_remote_code),
+        )
+        rows = [unit[0] for unit in job.eval_units if unit[0].prompt and unit[0].target]
+        chosen = random.Random(0).sample(rows, min(spec.max_predict_samples, len(rows)))
+        self.limit = max((len(row.target) for row in chosen), default=0) + 8
+        self.mine = sorted(chosen[rank::world], key=lambda row: len(row.prompt))
+
+    def score(self, model: Any) -> dict[str, float]:
+        """`eval_` and each of GENERATED over the rows of all workers, and how many rows that were."""
+        said = answers(model, [row.prompt for row in self.mine], self.template.stop_ids, self.limit)
+        decode = self.template.decode
+        pairs = [(decode(ids), decode(row.target)) for ids, row in zip(said, self.mine, strict=True)]
+        pairs = gathered(pairs, self.world)
+        if not pairs:
+            return {}
+        metrics, _ = score_rows(self.task, pairs)
+        found = {f"eval_{k}": m.value for k in GENERATED if (m := metrics.get(k)) and m.value is not None}
+        return {**found, "eval_predict_samples": len(pairs)}
+
+
+@torch.no_grad()
+def answers(model: Any, prompts: Sequence[list[int]], stop: Sequence[int], limit: int) -> list[list[int]]:
+    """Greedy answers of at most `limit` token ids, without the stop token, by the model as it is being trained.
+
+    For its length the model attends as transformers does, since a pack's attention knows no cache.
+    """
+    from transformers import GenerationConfig
+
+    inner = transformers_model(model)
+    attention = inner.config._attn_implementation
+    device = next(inner.parameters()).device
+    greedy = GenerationConfig(
+        max_new_tokens=limit, do_sample=False, use_cache=True, eos_token_id=list(stop), pad_token_id=stop[0]
+    )
+    out: list[list[int]] = []
+    was_training = model.training
+    model.eval()
+    inner.set_attn_implementation("sdpa")
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            while len(out) < len(prompts):
+                size = max(1, ANSWER_TOKENS // (len(prompts[len(out)]) + limit))
+                some = prompts[len(out) : len(out) + size]
+                width = max(map(len, some))
+                ids = torch.tensor([[stop[0]] * (width - len(p)) + p for p in some], device=device)
+                mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=device)
+                said = inner.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, width:].tolist()
+                out += [row[: next((i for i, t in enumerate(row) if t in stop), len(row))] for row in said]
+    finally:
+        inner.set_attn_implementation(attention)
+        model.train(was_training)
+    return out
+
+
+class Best:
+    """Which evaluation was the best so far, and for how many there was no better one: transformers' rules.
+
+    `evaluations` are the log rows of a run that is resumed.
+    """
+
+    def __init__(self, spec: TrainSpec, evaluations: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.spec = spec
+        self.name = metric_name(spec)
+        greater = spec.greater_is_better
+        self.sign = 1 if (greater if greater is not None else not self.name.endswith("loss")) else -1
+        self.value: float | None = None
+        self.step: int | None = None
+        self.found: Mapping[str, Any] = {}
+        self.waited = 0
+        for row in evaluations:
+            self.heard(row["current_steps"], {k: v for k, v in row.items() if k.startswith("eval_")})
+
+    def heard(self, step: int, found: Mapping[str, Any]) -> bool:
+        """Take in an evaluation; whether it is the best so far. Raises TrainError when it lacks the metric."""
+        value = found.get(self.name)
+        if value is None:
+            there = [k.removeprefix("eval_") for k in found]
+            near = nearest(self.name.removeprefix("eval_"), there)
+            raise TrainError(
+                f'the evaluations of this run have no "{self.name}"',
+                hint=f"set metric_for_best_model to {near or ' or '.join(there)}",
+            )
+        gain = math.inf if self.value is None else self.sign * (value - self.value)
+        gain = gain if math.isfinite(value) else -math.inf
+        self.waited = 0 if gain > self.spec.early_stopping_threshold else self.waited + 1
+        if gain > 0:
+            self.value, self.step, self.found = value, step, dict(found)
+        return gain > 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is time for an early stop."""
+        patience = self.spec.early_stopping_patience
+        return patience is not None and self.waited >= patience
+
+    def row(self) -> dict[str, Any]:
+        """For the log, in the words of transformers' trainer_state.json; nothing where nobody asked."""
+        return {"best_global_step": self.step, "best_metric": self.value} if tracks_best(self.spec) else {}
+
+
+def metric_name(spec: TrainSpec) -> str:
+    """`metric_for_best_model` with its "eval_"; the loss by default."""
+    return "eval_" + (spec.metric_for_best_model or "loss").removeprefix("eval_")
+
+
+def tracks_best(spec: TrainSpec) -> bool:
+    """Whether the best evaluation has a meaning for this run."""
+    return spec.load_best_model_at_end or spec.early_stopping_patience is not None or bool(spec.metric_for_best_model)
+
+
+def generates(spec: TrainSpec, gpu: bool) -> bool:
+    """Whether evaluations answer rows: as asked for, else on a GPU and where the best is chosen by it."""
+    needed = metric_name(spec).removeprefix("eval_") in GENERATED
+    return spec.predict_with_generate if spec.predict_with_generate is not None else gpu or needed
+
+
+def check(spec: TrainSpec, eval_rows: int) -> None:
+    """Raises ConfigError for settings that would be seen to contradict each other only once the run evaluates."""
+    if not tracks_best(spec):
+        return
+    if spec.eval_strategy == "no" or not eval_rows:
+        raise ConfigError(
+            "load_best_model_at_end, metric_for_best_model and early_stopping_patience need evaluations",
+            hint="set eval_dataset, and eval_strategy: epoch or steps",
+        )
+    name = metric_name(spec).removeprefix("eval_")
+    if spec.predict_with_generate is False and name in GENERATED:
+        raise ConfigError(f'"{name}" is known only with predict_with_generate', hint="set predict_with_generate: true")
+    known = ("loss", *GENERATED)
+    if spec.stage == "sft" and name not in known:
+        raise ConfigError(f'no metric "{name}" to choose the best model by', hint=f"one of: {', '.join(known)}")
+
+
+def lowest_loss(spec: TrainSpec, step: int, loss: float, lowest: float) -> float:
+    """The lowest logged loss so far. Raises TrainError where `loss` has left it by more than `max_loss_ratio`."""
+    if spec.max_loss_ratio and loss > spec.max_loss_ratio * lowest:
+        raise TrainError(
+            f"the loss rose to {loss:.4g} at step {step}, from {lowest:.4g}: more than max_loss_ratio allows",
+            hint="lower learning_rate, or add warmup_ratio",
+        )
+    return min(loss, lowest)
+
+
+@torch.no_grad()
+def row_losses(
+    model: nn.Module, objective: Objective, units: Sequence[Unit], spec: TrainSpec, world: int
+) -> list[dict[str, Any]]:
+    """The rows of a batch, over all workers, each with its unit's own loss: None, and first, where not finite."""
+    found = []
+    device = next(model.parameters()).device
+    for unit in units:
+        pack = build_pack([unit], 0, train_on_prompt=spec.train_on_prompt).to(device)
+        loss = objective.loss(model, pack)[0].item() / max(1.0, objective.weight(pack))
+        finite = round(loss, 6) if math.isfinite(loss) else None
+        found += [{"id": r.id, "loss": finite, "prompt_ids": r.prompt, "target_ids": r.target} for r in unit]
+    return sorted(gathered(found, world), key=lambda row: (row["loss"] is not None, -(row["loss"] or 0)))
+
+
+def gathered(values: list[Any], world: int) -> list[Any]:
+    """The lists of all workers as one, the same on each."""
+    if world == 1:
+        return values
+    everyone: list[list[Any]] = [[] for _ in range(world)]
+    dist.all_gather_object(everyone, values)
+    return [value for one in everyone for value in one]
+
+
+@contextmanager
+def out_of_memory_explained(spec: TrainSpec) -> Iterator[None]:
+    """Turn PyTorch's error for a lack of memory into a TrainError that names the setting to change."""
+    try:
+        yield
+    except RuntimeError as exc:  # of which torch.OutOfMemoryError, the GPU's, is one
+        if not isinstance(exc, torch.OutOfMemoryError) and "can't allocate memory" not in str(exc):
+            raise
+        where = "GPU" if isinstance(exc, torch.OutOfMemoryError) else "machine"
+        less = [] if spec.gradient_checkpointing else ["gradient_checkpointing: true"]
+        if spec.batch_rows > 1 and spec.packing != "none":
+            less.append("packing: none (one row at a time)")
+        less.append(f"a cutoff_len below {spec.cutoff_len}" if spec.cutoff_len else "a lower cutoff_len")
+        raise TrainError(
+            f"the {where}'s memory is not enough: {str(exc).splitlines()[0][:200]}",
+            hint=f"set {', then '.join(less)}; or take a smaller base",
+        ) from None
