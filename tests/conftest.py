@@ -144,6 +144,7 @@ def s3():
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
     }
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():

@@ -59,6 +59,17 @@ def test_a_mirror_has_all_and_gives_it_back(bucket: str, tmp_path: Path):
     assert json.loads(storage.read_bytes(f"{mirror}/checkpoint-12/{MANIFEST}"))["step"] == 12
 
 
+def test_only_the_newest_and_the_best_are_kept_in_both_places(bucket: str, tmp_path: Path):
+    kept = Checkpoints(tmp_path, f"{bucket}/few", ORIGIN)
+    for step in (4, 8, 12, 16):
+        kept.write(step, FILES)
+        kept.keep(2, best=4)
+    wanted = ["checkpoint-12", "checkpoint-16", "checkpoint-4"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == wanted
+    there = storage.list_files(f"{bucket}/few/*/*")
+    assert [path.split("/")[-2] for path in there] == [name for name in wanted for _ in range(3)]
+
+
 def test_places_that_cannot_be_written_are_refused(bucket: str, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="a file is where a folder should be"):
