@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import make_adapter
+from conftest import make_adapter, write_rows
 
 import tunery
 from tunery.engine.cluster import free_port
 from tunery.engine.rows import EngineRows
-from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, TrainError
+from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, StorageError, TrainError
 from tunery.ops import registry, runs, verbs
 from tunery.ops.scaffold import init
 from tunery.training import prepare
@@ -27,21 +27,6 @@ SETTINGS = {
     "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 2, "save_steps": 4, "bf16": False,
     "gradient_checkpointing": False,
 }  # fmt: skip
-
-
-def write_rows(folder: Path, n: int = 24) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["red", "green", "blue", "black"]
-    for split, count in (("train", n), ("test", 4)):
-        lines = [
-            {"system": "You read bike orders.", "instruction": "Name the colour as colour(name[...]).",
-             "input": f"{words[i % 4]} bike {i}", "output": f"colour(name[{words[i % 4]}])"}
-            for i in range(count)
-        ]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}}
-    registered = {f"shop-{s}": {"file_name": f"{s}.jsonl"} | entry for s in ("train", "test")}
-    (folder / "dataset_info.json").write_text(json.dumps(registered))
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +317,15 @@ def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
         ({"cutoff_len": 40}, DataError, "longer than 40 tokens"),
         ({"resources_per_worker": {"GPU": 1}}, ResourceError, "GPU"),
         ({"resources_per_worker": {"CPU": 999}}, ResourceError, "999 CPU"),
+        ({"resources_per_worker": {"forklift": 1}}, ResourceError, "--set resources_per_worker=null"),
+        ({"ray_num_workers": (7, 9)}, ResourceError, "--set 'ray_num_workers=[4, 9]'"),
+        (
+            {"placement_strategy": "STRICT_SPREAD", "ray_num_workers": 2},
+            ResourceError,
+            "--set 'ray_num_workers=[1, 2]'",
+        ),
+        ({"ray_storage_path": "/proc/nowhere"}, StorageError, "/proc/nowhere"),
+        ({"resume_from_checkpoint": True}, TrainError, "no complete checkpoint"),
         ({"lora_target": "qkv"}, ModelError, "linear layers are"),
         ({"packing": "shared_prefix", "lora_dropout": 0.1}, ConfigError, "not exact"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.bases import Base, find_base, load_tokenizer
-from tunery.config import BUNDLED_BASE, Project, TrainSpec, load_project
+from tunery.config import Project, TrainSpec, in_project, load_project, placed_train
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
@@ -44,23 +44,6 @@ def as_project(project: AnyProject) -> Project:
     return load_project(Path(project) if project is not None else None)
 
 
-def in_project(project: Project, path: str) -> str:
-    """`path` as seen from the project's folder, where it is local and relative."""
-    if "://" in path or Path(path).expanduser().is_absolute():
-        return path
-    return str(Path(project.home) / path)
-
-
-def placed_train(project: Project) -> TrainSpec:
-    """The train section with its paths made independent of the current folder."""
-    spec = project.train
-    update: dict[str, Any] = {"dataset_dir": in_project(project, spec.dataset_dir)}
-    near = Path(project.home) / spec.model_name_or_path
-    if spec.model_name_or_path != BUNDLED_BASE and near.is_dir():
-        update["model_name_or_path"] = str(near)
-    return spec.model_copy(update=update)
-
-
 @contextmanager
 def _ray(project: Project, log_dir: Path) -> Iterator[None]:
     from tunery.engine.cluster import connect, quiet
@@ -90,7 +73,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
     with context as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        output = Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
+        output = Path(plan.spec.output_dir) if plan.spec.output_dir else run.path / "output"
 
         def heard(event: Mapping[str, Any]) -> None:
             if "parity" not in event:  # that is parity.json
@@ -110,6 +93,8 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
 
 
 def _resumable(home: Path, wanted: str, project: Project) -> Run:
+    from tunery.training.output import INDIFFERENT
+
     candidates = [r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")]
     if wanted != "last":
         run = runs.get(home, wanted)
@@ -120,7 +105,8 @@ def _resumable(home: Path, wanted: str, project: Project) -> Run:
     if run.state == "succeeded":
         raise RunError(f"run {run.id} has succeeded already")
     before, now = run.spec.get("train", {}), project.model_dump(mode="json")["train"]
-    changed = sorted(k for k in now if before.get(k) != now[k])
+    free = INDIFFERENT - {"output_dir"}  # rows, base and batch are compared with the checkpoint
+    changed = sorted(k for k in now if k not in free and before.get(k) != now[k])
     if changed:
         raise RunError(
             f"run {run.id} was started with other settings: {', '.join(changed)}",

@@ -1,6 +1,7 @@
 """Fine-tuning: a plan that is checked, a loop that trains, Ray Train that carries it to many machines."""
 
+from tunery.training.output import Trained
 from tunery.training.plan import Plan, prepare
-from tunery.training.trainer import Trained, train
+from tunery.training.trainer import train
 
 __all__ = ["Plan", "Trained", "prepare", "train"]
