@@ -130,6 +130,10 @@ class Template:
         targets = self._encode([self._target_text(e) for e in examples])
         return [Row(e.id, p, t) for e, p, t in zip(examples, self.prompts(examples), targets, strict=True)]
 
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts, without any layout."""
+        return self._encode(list(texts))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip("\n")

@@ -44,7 +44,7 @@ def train(
     from ray.exceptions import RayError
     from ray.util.queue import Queue
 
-    from tunery.training.batches import Job, single
+    from tunery.training.batches import Job
 
     if (output / "adapter_model.safetensors").exists():
         raise TrainError(f"{output} already holds a trained adapter", hint="choose another output_dir")
@@ -52,9 +52,9 @@ def train(
     _check_resources(plan)
     job = Job(
         spec=plan.spec,
-        units=single(plan.rows),
+        units=plan.units,
         groups=plan.groups,
-        eval_units=single(plan.eval_rows),
+        eval_units=plan.eval_units,
         eval_groups=plan.eval_groups,
         examples=plan.examples if plan.spec.entity_swap else (),
         resume_from=str(_last_checkpoint(output)) if resume and _last_checkpoint(output) else None,
