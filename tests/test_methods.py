@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tunery.bases import bundled_path
 from tunery.config import TrainSpec, load_project, parse, resolve_train
 from tunery.data.template import Row
 from tunery.errors import ConfigError, DataError
@@ -126,8 +127,8 @@ def test_dpo_is_relative_to_the_reference_and_can_add_the_likelihood_of_the_chos
     spec = spec_of("dpo", pref_beta=0.3, pref_ftx=0.5)
     expected, right = 0.0, 0
     for unit, tokens in zip(units, rows_alone(model, units), strict=True):
-        chosen, rejected = (float((t - row.reference).sum()) for t, row in zip(tokens, unit, strict=True))
-        expected += -log_sigmoid(0.3 * (chosen - rejected)) - 0.5 * float(tokens[0].mean())
+        chosen, rejected = ((t - row.reference).sum().item() for t, row in zip(tokens, unit, strict=True))
+        expected += -log_sigmoid(0.3 * (chosen - rejected)) - 0.5 * tokens[0].mean().item()
         right += chosen > rejected
     loss, further = objective_of(spec, Packer(spec, "cpu", 999)).loss(model, build_pack(units, 20))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -139,7 +140,7 @@ def test_kto_judges_each_row_against_the_divergence_of_the_batch(model):
     """arXiv:2402.01306, eq. 7: the divergence is the mean log-ratio of mismatched rows, no less than 0."""
     units = answers()
     ratios = [
-        [float((t - row.reference).sum()) for t, row in zip(tokens, unit, strict=True)]
+        [(t - row.reference).sum().item() for t, row in zip(tokens, unit, strict=True)]
         for unit, tokens in zip(units, rows_alone(model, units), strict=True)
     ]
     divergence = max(0.0, sum(mismatched for _, mismatched in ratios) / len(ratios))
@@ -200,7 +201,7 @@ def test_packed_equals_unpacked(model, stage):
         losses = [objective.loss(model, pack)[0] for pack in packs]
         torch.stack(losses).sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-        found.append((float(sum(losses)), sum(map(objective.weight, packs)), gradient, len(packs)))
+        found.append((torch.stack(losses).sum().item(), sum(map(objective.weight, packs)), gradient, len(packs)))
     model.zero_grad()
     (loss, weight, gradient, _), *others = found
     for other_loss, other_weight, other_gradient, _ in others:
@@ -297,29 +298,28 @@ def test_preferences_are_learnt_and_hold_for_prompts_never_seen(stage, settings,
 
 
 def test_tags_are_learnt(shop, tiny_base, tmp_path):
-    steps, evaluations = run("kto", shop, tiny_base, tmp_path, max_steps=10, eval_steps=5, kto_rejected_weight=1.2)
-    assert steps[0]["loss"] == pytest.approx(0.55, abs=0.01)  # policy and reference are one: half the mean weight
+    steps, evaluations = run("kto", shop, tiny_base, tmp_path, max_steps=10, eval_steps=5)
+    assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-3)  # the policy is the reference still
     assert evaluations[-1]["eval_rewards/accuracies"] >= 0.9
     assert evaluations[-1]["eval_kl"] >= 0
 
 
 def test_plain_text_is_learnt_token_by_token(shop, tiny_base, tmp_path):
-    _, evaluations = run("pt", shop, tiny_base, tmp_path, max_steps=10, eval_steps=5)
-    assert evaluations[-1]["eval_loss"] < 0.7 * math.log(512)
+    _, evaluations = run("pt", shop, tiny_base, tmp_path, max_steps=20, eval_steps=10)
+    assert evaluations[-1]["eval_loss"] < 0.85 * math.log(512)  # of 512 tokens, each as likely
 
 
-def test_rewards_rise(shop, tiny_base, tmp_path):
-    """A little supervised training first, so that some of the sampled answers earn a reward."""
-    spec = spec_of("sft", gradient_checkpointing=False, lora_rank=8)
-    model = build_model(spec, tiny_base, "cpu")
-    run("sft", shop, tiny_base, tmp_path, model, max_steps=30, eval_steps=30)
+def test_rewards_rise(shop, tmp_path):
+    """Three supervised steps first, so that some of the sampled answers earn a reward."""
+    base = bundled_path()
+    model = build_model(spec_of("sft", gradient_checkpointing=False, lora_rank=16), base, "cpu")
+    run("sft", shop, base, tmp_path, model, max_steps=3, eval_steps=9, learning_rate=3e-3)
     steps, evaluations = run(
-        "grpo", shop, tiny_base, tmp_path, model, max_steps=10, eval_steps=5, learning_rate=2e-3,
-        max_completion_length=14, reward="exact_match",
+        "grpo", shop, base, tmp_path, model, max_steps=5, eval_steps=9, learning_rate=2e-3,
+        per_device_train_batch_size=4, max_completion_length=14, reward="exact_match",
     )  # fmt: skip
-    early, late = (sum(row["reward"] for row in part) / 3 for part in (steps[:3], steps[-3:]))
-    assert late > early
-    assert evaluations[-1]["eval_reward"] >= evaluations[0]["eval_reward"]
+    assert steps[-1]["reward"] > steps[0]["reward"] + 0.2
+    assert evaluations[-1]["eval_reward"] > 0.5
 
 
 def test_sampled_answers_end_with_their_stop_token_or_at_the_limit(folder):
