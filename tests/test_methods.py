@@ -29,7 +29,7 @@ from tunery.training.objectives import (
     with_reference,
 )
 from tunery.training.packing import Answer, Group, build_pack
-from tunery.training.sampling import reward, sample
+from tunery.training.sampling import Sampling, reward, sample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {
@@ -133,7 +133,9 @@ def test_dpo_is_relative_to_the_reference_and_can_add_the_likelihood_of_the_chos
     loss, further = objective_of(spec, Packer(spec, "cpu", 999)).loss(model, build_pack(units, 20))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert further["rewards/accuracies"] == right
-    assert further["rewards/margins"] == pytest.approx(further["rewards/chosen"] - further["rewards/rejected"], abs=1e-4)
+    assert further["rewards/margins"] == pytest.approx(
+        further["rewards/chosen"] - further["rewards/rejected"], abs=1e-4
+    )
 
 
 def test_kto_judges_each_row_against_the_divergence_of_the_batch(model):
@@ -316,21 +318,24 @@ def test_rewards_rise(shop, tmp_path):
     run("sft", shop, base, tmp_path, model, max_steps=3, eval_steps=9, learning_rate=3e-3)
     steps, evaluations = run(
         "grpo", shop, base, tmp_path, model, max_steps=5, eval_steps=9, learning_rate=2e-3,
-        per_device_train_batch_size=4, max_completion_length=14, reward="exact_match",
+        per_device_train_batch_size=4, max_completion_length=10, reward="exact_match", num_generations=6,
     )  # fmt: skip
     assert steps[-1]["reward"] > steps[0]["reward"] + 0.2
     assert evaluations[-1]["eval_reward"] > 0.5
 
 
 def test_sampled_answers_end_with_their_stop_token_or_at_the_limit(folder):
+    """One cache of each prompt serves all its answers."""
     model = build_model(spec_of("grpo"), folder, "cpu")
     prompts = [[5, 6, 7], [8], [9, 10]]
-    greedy = sample(model, prompts, [2], 6, 0.0)
+    greedy = sample(model, prompts, Sampling([2], 6))
     assert all(len(a) <= 6 and 2 not in a[:-1] for a in greedy)
-    assert sample(model, [prompts[1]], [2], 6, 0.0) == [greedy[1]]  # padding changes nothing
+    assert [sample(model, [p], Sampling([2], 6))[0] for p in prompts] == greedy  # padding changes nothing
+    twice = sample(model, prompts, Sampling([2], 6, count=2))
+    assert twice == [answer for answer in greedy for _ in range(2)]
     torch.manual_seed(0)
-    assert len({tuple(a) for a in sample(model, [[5, 6]] * 8, [2], 6, 1.0)}) > 1
-    assert sample(model, [], [2], 6, 1.0) == []
+    assert len({tuple(a) for a in sample(model, [[5, 6]], Sampling([2], 6, 1.0, 8))}) > 1
+    assert sample(model, [], Sampling([2], 6)) == []
 
 
 def test_rewards_are_the_tasks_own_scores():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec
@@ -30,9 +31,8 @@ class Judge:
         prompt's own answers. A model in eval mode gives its one greedy answer, worth 0."""
         count = self.spec.num_generations if model.training else 1
         temperature = self.spec.temperature if model.training else 0.0
-        prompts = [row.prompt for row in rows for _ in range(count)]
-        stop = self.template.stop_ids
-        found = sample(model, prompts, stop, self.spec.max_completion_length, temperature)
+        how = Sampling(self.template.stop_ids, self.spec.max_completion_length, temperature, count)
+        found = sample(model, [row.prompt for row in rows], how)
         units = []
         for at, row in enumerate(rows):
             targets = found[at * count : (at + 1) * count]
@@ -58,23 +58,29 @@ def reward(task: Task, kind: str, text: str, gold: str) -> float:
     return 2 * score.hits / (score.predicted + score.gold)
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to answer: `count` times, at most `limit` tokens, greedily at temperature 0."""
+
+    stop: Sequence[int]
+    limit: int
+    temperature: float = 0.0
+    count: int = 1
+
+
 @torch.no_grad()
-def sample(
-    model: Any, prompts: Sequence[list[int]], stop: Sequence[int], limit: int, temperature: float
-) -> list[list[int]]:
-    """An answer to each prompt, at most `limit` tokens and its stop token included; greedy at temperature 0."""
+def sample(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
+    """`how.count` answers to each prompt in turn, their stop token included. The prompt is computed once for all."""
     longest = max(map(len, prompts), default=0)
     if not longest:
         return []
     device = next(model.parameters()).device
-    pad = stop[0]
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    pad = how.stop[0]
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)  # (P, L)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    how = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False}
-    )
+    drawn: dict[str, Any] = {"do_sample": False}
+    if how.temperature:
+        drawn = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
     inner, training = transformers_model(model), model.training
     attention = inner.config._attn_implementation
     inner.set_attn_implementation("sdpa")  # ours knows no padding and no cache
@@ -82,13 +88,34 @@ def sample(
     try:
         with torch.compiler.set_stance("force_eager"):
             out = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=limit, eos_token_id=list(stop), pad_token_id=pad,
-                use_cache=True, **how,
-            )  # fmt: skip
+                input_ids=ids.repeat_interleave(how.count, 0),
+                attention_mask=mask.repeat_interleave(how.count, 0),
+                past_key_values=_cache(model, ids[:, :-1], mask[:, :-1], how.count),
+                max_new_tokens=how.limit,
+                eos_token_id=list(how.stop),
+                pad_token_id=pad,
+                use_cache=True,
+                **drawn,
+            )
     finally:
         inner.set_attn_implementation(attention)
         model.train(training)
-    return [_until(row, set(stop)) for row in out[:, longest:].tolist()]
+    return [_until(row, set(how.stop)) for row in out[:, longest:].tolist()]
+
+
+def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
+    """Keys and values of prompts (P, L), each repeated `count` times."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=transformers_model(model).config)
+    if ids.shape[1]:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        cache.batch_repeat_interleave(count)
+    return cache
 
 
 def _until(ids: list[int], stop: set[int]) -> list[int]:
