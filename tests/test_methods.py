@@ -5,9 +5,12 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -15,13 +18,16 @@ from tunery.bases import bundled_path
 from tunery.config import TrainSpec, load_project, parse, resolve_train
 from tunery.data.template import Row
 from tunery.errors import ConfigError, DataError
+from tunery.ops import registry
 from tunery.tasks import task_by_name
 from tunery.training import prepare
 from tunery.training.batches import Job, Packer
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
 from tunery.training.objectives import (
+    answers_of,
     log_probabilities,
+    logits_of,
     objective_of,
     preference_losses,
     reference_units,
@@ -32,7 +38,7 @@ from tunery.training.packing import Answer, Group, build_pack
 from tunery.training.sampling import Sampling, reward, sample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
 }  # fmt: skip
@@ -117,6 +123,12 @@ def test_orpo_stays_finite_where_the_model_is_certain():
     assert torch.isfinite(chosen.grad).all()  # type: ignore[arg-type]
 
 
+def relative(tokens: torch.Tensor, row: Answer) -> torch.Tensor:
+    """Log-ratios of policy and reference, a token each."""
+    assert row.reference is not None
+    return tokens - row.reference
+
+
 def rows_alone(model, units, temperature=1.0) -> list[list[torch.Tensor]]:
     """Token log-probabilities of every row in a pass of its own."""
     return [[token_log_probabilities(model, build_pack([(row,)], 0), temperature) for row in unit] for unit in units]
@@ -127,7 +139,7 @@ def test_dpo_is_relative_to_the_reference_and_can_add_the_likelihood_of_the_chos
     spec = spec_of("dpo", pref_beta=0.3, pref_ftx=0.5)
     expected, right = 0.0, 0
     for unit, tokens in zip(units, rows_alone(model, units), strict=True):
-        chosen, rejected = ((t - row.reference).sum().item() for t, row in zip(tokens, unit, strict=True))
+        chosen, rejected = (relative(t, row).sum().item() for t, row in zip(tokens, unit, strict=True))
         expected += -log_sigmoid(0.3 * (chosen - rejected)) - 0.5 * tokens[0].mean().item()
         right += chosen > rejected
     loss, further = objective_of(spec, Packer(spec, "cpu", 999)).loss(model, build_pack(units, 20))
@@ -142,7 +154,7 @@ def test_kto_judges_each_row_against_the_divergence_of_the_batch(model):
     """arXiv:2402.01306, eq. 7: the divergence is the mean log-ratio of mismatched rows, no less than 0."""
     units = answers()
     ratios = [
-        [(t - row.reference).sum().item() for t, row in zip(tokens, unit, strict=True)]
+        [relative(t, row).sum().item() for t, row in zip(tokens, unit, strict=True)]
         for unit, tokens in zip(units, rows_alone(model, units), strict=True)
     ]
     divergence = max(0.0, sum(mismatched for _, mismatched in ratios) / len(ratios))
@@ -172,7 +184,7 @@ def test_grpo_is_advantage_times_likelihood_and_a_divergence(model):
     surrogate, value = torch.zeros(()), 0.0
     for unit, tokens in zip(units, rows_alone(model, units, 0.7), strict=True):
         for row, t in zip(unit, tokens, strict=True):
-            away = row.reference - t
+            away = -relative(t, row)
             kl = (away.exp() - away - 1).mean()
             surrogate = surrogate - row.worth * t.mean() + 0.1 * kl
             value += -row.worth + 0.1 * kl.item()
@@ -219,7 +231,7 @@ def test_the_reference_is_the_model_before_training_and_with_its_adapter_off(fol
     units = [tuple(replace(row, reference=None) for row in unit) for unit in answers()]
     packs = Packer(spec.model_copy(update={"packing": "shared_prefix"}), "cpu", 60).packs(units, [Group(20, [0, 1, 2])])
     with torch.no_grad():
-        noted = reference_units(model, units, packs)
+        noted: Any = reference_units(model, units, packs)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, 0, 0.05)
@@ -227,8 +239,8 @@ def test_the_reference_is_the_model_before_training_and_with_its_adapter_off(fol
             for row in unit:
                 pack = build_pack([(row,)], 0)
                 assert abs(log_probabilities(model, pack) - row.reference.sum()) > 1e-3
-                with model.disable_adapter():  # type: ignore[operator]
-                    again = with_reference(model, pack).members[0].reference  # type: ignore[union-attr]
+                with cast(Any, model).disable_adapter():
+                    again = answers_of(with_reference(model, pack))[0].reference
                 torch.testing.assert_close(again, row.reference, rtol=1e-4, atol=1e-4)
     assert noted[3][0].reference.abs().sum() == 0  # in no pack
 
@@ -330,7 +342,9 @@ def test_sampled_answers_end_with_their_stop_token_or_at_the_limit(folder):
     prompts = [[5, 6, 7], [8], [9, 10]]
     greedy = sample(model, prompts, Sampling([2], 6))
     assert all(len(a) <= 6 and 2 not in a[:-1] for a in greedy)
-    assert [sample(model, [p], Sampling([2], 6))[0] for p in prompts] == greedy  # padding changes nothing
+    for prompt, answer in zip(prompts, greedy, strict=True):  # what training computes is what was sampled from
+        logits = logits_of(model, build_pack([(Row("", prompt, answer),)], 0))
+        assert logits.argmax(-1).tolist() == answer
     twice = sample(model, prompts, Sampling([2], 6, count=2))
     assert twice == [answer for answer in greedy for _ in range(2)]
     torch.manual_seed(0)
@@ -347,6 +361,32 @@ def test_rewards_are_the_tasks_own_scores():
     assert reward(task, "parse_rate", "give(name[X])", gold) == 1.0
     assert reward(task, "parse_rate", "give(name[X", gold) == 0.0
     assert reward(task_by_name("text"), "slot_f1", "so it is", "so it is") == 1.0
+
+
+def one_of_two(rank: int, world: int, shop: Path, base: Path, folder: Path) -> None:
+    """A worker of a training of `world`; the first saves the adapter."""
+    torch.set_num_threads(1)  # the parent's threads do not come along
+    torch.manual_seed(0)
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{folder / 'meet'}", world_size=world, rank=rank)
+    plan = plan_of(
+        "kto", "tags-a.jsonl", shop, base, bf16=False, max_steps=2, lora_rank=4, eval_strategy="no",
+        per_device_train_batch_size=6 // world, ray_num_workers=world, gradient_checkpointing=False, learning_rate=1e-2,
+    )  # fmt: skip
+    model = build_model(plan.spec, base, "cpu")
+    fit(Job(plan.spec, plan.units, plan.groups), Hooks(scratch=folder), rank=rank, world=world, model=model)
+    if rank == 0:
+        torch.save([p for p in model.parameters() if p.requires_grad], folder / f"{world}.pt")
+
+
+def test_two_workers_learn_what_one_does(shop, tiny_base, tmp_path):
+    """References and the divergence of KTO are numbers of all workers' rows."""
+    for world in (1, 2):
+        mp.start_processes(  # pyright: ignore[reportPrivateImportUsage]
+            one_of_two, (world, shop, tiny_base, tmp_path), nprocs=world, start_method="fork"
+        )
+    for one, two in zip(torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt"), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
 
 
 # --- what is said before anything starts -------------------------------------------------------------------
@@ -405,9 +445,11 @@ def test_units_of_each_stage(shop, tiny_base):
     assert chosen.prompt == rejected.prompt
     assert (dpo.template.decode(chosen.target), dpo.template.decode(rejected.target)) == ("is(red)", "no(red)")
     kto = plan_of("kto", "tags-a.jsonl", shop, tiny_base)
-    assert [row.worth for row, _ in kto.units[:4]] == [1, -1, 1, -1]  # type: ignore[union-attr]
-    assert all(a.prompt == b.prompt and b.worth == 0 for a, b in kto.units)  # type: ignore[union-attr]
+    units: Any = kto.units
+    assert [row.worth for row, _ in units[:4]] == [1, -1, 1, -1]
+    assert all(a.prompt == b.prompt and b.worth == 0 for a, b in units)
     assert len(kto.examples) == 20  # what the model is to learn to say
+    assert registry.learn_profile(kto).rows == 20
     judged = plan_of("kto", "pairs-a.jsonl", shop, tiny_base)
     assert len(judged.units) == 80
     assert judged.describe()["train_rows"] == 80
@@ -430,6 +472,7 @@ def test_a_long_text_goes_on_in_further_rows(shop, tiny_base):
     assert [*first[0].prompt, *(t for row in first for t in row.target)] == ids
     assert isinstance(first[0], Row)
     assert len(plan.units) == len(first) + 1
+    assert registry.learn_profile(plan).rows == 2
 
 
 def test_every_example_is_a_valid_spec_and_each_stage_has_one():
