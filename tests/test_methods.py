@@ -302,7 +302,7 @@ def run(stage: str, shop: Path, base: Path, scratch: Path, model=None, **setting
 
 @pytest.mark.parametrize(
     ("stage", "settings"),
-    [("dpo", {}), ("dpo", {"pref_loss": "ipo"}), ("orpo", {}), ("simpo", {}), ("dpo", {"packing": "none"})],
+    [("dpo", {}), ("dpo", {"pref_loss": "ipo"}), ("orpo", {}), ("simpo", {})],
 )
 def test_preferences_are_learnt_and_hold_for_prompts_never_seen(stage, settings, shop, tiny_base, tmp_path):
     _, evaluations = run(stage, shop, tiny_base, tmp_path, max_steps=6, eval_steps=3, **settings)
@@ -325,15 +325,17 @@ def test_plain_text_is_learnt_token_by_token(shop, tiny_base, tmp_path):
 
 def test_rewards_rise(shop, tmp_path):
     """Three supervised steps first, so that some of the sampled answers earn a reward."""
+    torch.manual_seed(0)
     base = bundled_path()
     model = build_model(spec_of("sft", gradient_checkpointing=False, lora_rank=16), base, "cpu")
-    run("sft", shop, base, tmp_path, model, max_steps=3, eval_steps=9, learning_rate=3e-3)
+    start = {"max_steps": 3, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "eval_strategy": "no"}
+    run("sft", shop, base, tmp_path, model, **start)
     steps, evaluations = run(
-        "grpo", shop, base, tmp_path, model, max_steps=5, eval_steps=9, learning_rate=2e-3,
-        per_device_train_batch_size=4, max_completion_length=10, reward="exact_match", num_generations=6,
+        "grpo", shop, base, tmp_path, model, max_steps=5, eval_steps=9, learning_rate=1e-3, max_completion_length=8,
+        per_device_train_batch_size=4,
     )  # fmt: skip
-    assert steps[-1]["reward"] > steps[0]["reward"] + 0.2
-    assert evaluations[-1]["eval_reward"] > 0.5
+    assert steps[0]["reward"] < 0.5 < steps[-1]["reward"]
+    assert evaluations[-1]["eval_reward"] > 0.8
 
 
 def test_sampled_answers_end_with_their_stop_token_or_at_the_limit(folder):
