@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from rapidfuzz import process as fuzz
 
 from tunery.errors import ConfigError
@@ -23,6 +23,7 @@ INERT_TRAIN_KEYS = frozenset({
     "do_train", "do_eval", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
     "overwrite_output_dir", "save_only_model", "use_cache", "flash_attn",
     "per_device_eval_batch_size", "ray_init_kwargs", "batch_eval_metrics", "include_num_input_tokens_seen",
+    "epsilon",  # GRPO's clip: with one update a sample the ratio is 1
 })  # fmt: skip
 
 
@@ -30,6 +31,14 @@ class Spec(BaseModel):
     """Base of all sections: unknown keys are errors, values are checked on assignment."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+Stage = Literal["sft", "pt", "dpo", "orpo", "simpo", "kto", "grpo"]
+_NOT_OFFERED = {
+    ("stage", "ppo"): "ppo is not offered: stage: grpo raises the same reward, and needs no value model",
+    ("stage", "rm"): "reward models are not offered: stage: dpo learns from the same pairs, grpo from a reward",
+    ("pref_loss", "kto_pair"): "kto_pair is not offered: stage: kto takes the same pairs",
+}
 
 
 class TrainSpec(Spec):
@@ -40,12 +49,26 @@ class TrainSpec(Spec):
     trust_remote_code: bool = False
     allow_pickle: bool = False  # take a base whose weights are pickled only
     # method
-    stage: Literal["sft"] = "sft"
+    stage: Stage = "sft"
     finetuning_type: Literal["lora"] = "lora"
     lora_rank: int | None = Field(default=None, ge=1, le=512)
     lora_alpha: int | None = Field(default=None, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_target: str | list[str] = "all"
+    # stage: dpo, orpo, simpo, kto
+    pref_beta: float = Field(default=0.1, gt=0)
+    pref_loss: Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"] = "sigmoid"
+    pref_ftx: float = Field(default=0.0, ge=0)
+    dpo_label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    simpo_gamma: float = Field(default=0.5, ge=0)
+    kto_chosen_weight: float = Field(default=1.0, ge=0)
+    kto_rejected_weight: float = Field(default=1.0, ge=0)
+    # stage: grpo, with TRL's names
+    reward: Literal["slot_f1", "exact_match", "parse_rate"] = "slot_f1"
+    num_generations: int = Field(default=8, ge=2)
+    max_completion_length: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=0.0, ge=0)  # of the divergence from the untuned model
     # dataset
     dataset: str | None = None
     eval_dataset: str | None = None
@@ -128,6 +151,18 @@ class TrainSpec(Spec):
         n = self.ray_num_workers
         return n if isinstance(n, tuple) else (n, n)
 
+    @field_validator("stage", "pref_loss", mode="before")
+    @classmethod
+    def _offered(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and (why := _NOT_OFFERED.get((info.field_name or "", value))):
+            raise ValueError(why)
+        return value
+
+    @property
+    def preference(self) -> str:
+        """The loss of pairs: stages orpo and simpo are LLaMA-Factory's `stage: dpo` with that pref_loss."""
+        return self.stage if self.stage in ("orpo", "simpo") else self.pref_loss
+
     @property
     def batch_rows(self) -> int:
         """Rows per optimizer step, over all workers. The same however many of them there are at the moment."""
@@ -149,6 +184,8 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     """Fill every key that was left out with the default that fits the base model."""
     defaults = BUNDLED_DEFAULTS if spec.model_name_or_path == BUNDLED_BASE else GENERAL_DEFAULTS
     found = {k: v for k, v in defaults.items() if getattr(spec, k) is None}
+    if "learning_rate" in found and spec.stage not in ("sft", "pt") and defaults is GENERAL_DEFAULTS:
+        found["learning_rate"] = 5e-6  # LLaMA-Factory's for preferences; the small base needs its own
     rank = spec.lora_rank or found["lora_rank"]
     if spec.lora_alpha is None:
         found["lora_alpha"] = 2 * rank

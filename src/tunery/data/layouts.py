@@ -239,8 +239,9 @@ def guess(name: str, row: dict[str, Any], label: str, labelled: bool) -> Entry:
     columns = {key: column for key, column in ALPACA_COLUMNS.items() if column in row}
     if ranking and "prompt" in row and not columns:
         columns = {"prompt": "prompt"}  # TRL's name
-    if not columns.keys() & {"prompt", "query"} and isinstance(row.get("text"), str) and "output" in row:
-        columns["query"] = "text"  # as a batch over a column "text" leaves its answers
+    text = isinstance(row.get("text"), str) and ("output" in row or not labelled)
+    if text and not columns.keys() & {"prompt", "query"}:  # plain text, or what a batch answered of a column "text"
+        columns["query"] = "text"
     if "prompt" in columns or "query" in columns:
         if labelled and not ranking:
             columns["response"] = ALPACA_COLUMNS["response"]  # rows without it are reported by their line

@@ -181,6 +181,10 @@ class Template:
             rows.append(Row(example.id, prompt, target, tuple(answers) if earlier else ()))
         return rows
 
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts, without any layout."""
+        return self._encode(list(texts))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip("\n")

@@ -80,9 +80,12 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
 
 
 def _uncut_prompts(plan: Plan) -> list[dict[str, Any]]:
-    """Samples of what was trained on, without rows that `overlong: truncate` may have cut."""
+    """Samples of what was trained on, without rows that `overlong: truncate` may have cut, or texts without prompt."""
+    if plan.spec.stage == "pt":
+        return []
     limit = min(plan.spec.cutoff_len or plan.base.context, plan.base.context)
-    whole = [(e, r) for e, r in zip(plan.examples, plan.rows, strict=True) if len(r) < limit]
+    rows = {row.id: row for row in plan.rows}
+    whole = [(e, rows[e.id]) for e in plan.examples if len(rows[e.id]) < limit]
     return prompt_samples([e for e, _ in whole], [r for _, r in whole])
 
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
 from tunery.tasks import Task
-from tunery.training.packing import Group, Pack, Unit, make_packs
+from tunery.training.packing import Group, Pack, Unit, build_pack, make_packs
 from tunery.types import Example
 
 BLOCK = 128  # FlexAttention's
@@ -27,7 +27,7 @@ class Job:
     """Everything a worker needs; picklable."""
 
     spec: TrainSpec  # resolved
-    units: Sequence[Unit]  # one row each, or the rows of a preference
+    units: Sequence[Unit]  # one row each, or the answers to one prompt
     groups: Sequence[Group]  # which units share a prefix
     eval_units: Sequence[Unit] = ()
     eval_groups: Sequence[Group] = ()
@@ -58,14 +58,18 @@ class Packer:
     def packs(self, units: Sequence[Unit], groups: Sequence[Group]) -> list[Pack]:
         """The packs of some units; `groups` index into `units`."""
         if self.packing == "none":
-            alone = [[(row,)] for unit in units for row in unit]
-            return [p for one in alone for p in make_packs(one, 0, 0, train_on_prompt=self.train_on_prompt)]
+            alone = [build_pack([u], 0, train_on_prompt=self.train_on_prompt, share_trunks=False) for u in units]
+            return [replace(pack, apart=pack.rows > 1) for pack in alone]
         packs: list[Pack] = []
         for group in groups if self.packing == "shared_prefix" else [Group(0, list(range(len(units))))]:
             members = sorted((units[i] for i in group.members), key=lambda unit: sum(map(len, unit)))
-            if self.packing == "sequence":
-                members = [(row,) for unit in members for row in unit]
-            packs += make_packs(members, group.prefix, self.max_tokens, train_on_prompt=self.train_on_prompt)
+            packs += make_packs(
+                members,
+                group.prefix,
+                self.max_tokens,
+                train_on_prompt=self.train_on_prompt,
+                share_trunks=self.packing == "shared_prefix",
+            )
         return [p.padded(self._length(p.ids.numel())) for p in packs] if self.cuda else packs
 
     def expect(self, units: Sequence[Unit], groups: Sequence[Group], batch: int) -> None:
@@ -148,9 +152,13 @@ class Batches:
     def _indices(self, step: int) -> list[int]:
         epoch, at = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.job.spec.seed + epoch)
-            self._order = epoch, torch.randperm(len(self.job.units), generator=generator).tolist()
+            self._order = epoch, epoch_order(len(self.job.units), self.job.spec.seed + epoch)
         return self._order[1][at * self.size : (at + 1) * self.size]
+
+
+def epoch_order(units: int, seed: int) -> list[int]:
+    """The order in which an epoch takes its units."""
+    return torch.randperm(units, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def single(rows: Sequence[Row]) -> list[Unit]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tunery.bases import find_base
 from tunery.config import TrainSpec
 from tunery.errors import TrainError
-from tunery.training.batches import Batches, Job, Packer
+from tunery.training.batches import Batches, Job, Packer, epoch_order
 from tunery.training.certificate import Certificate, certify
 from tunery.training.checkpoint import Files, files_of, read_checkpoint, unpack, write_checkpoint
 from tunery.training.model import (
@@ -33,8 +33,8 @@ from tunery.training.model import (
     compute_dtype,
     transformers_model,
 )
-from tunery.training.objectives import Objective, objective_of
-from tunery.training.packing import Pack
+from tunery.training.objectives import Objective, objective_of, reference_units
+from tunery.training.packing import Group, Pack, Unit
 from tunery.training.progress import Clock, Machine
 from tunery.training.watching import Answers, Best, lowest_loss, out_of_memory_explained, row_losses
 
@@ -95,11 +95,13 @@ def fit(
         weight_decay=spec.weight_decay,
         fused=True,
     )
-    objective = objective_of(spec.stage)
     total = total_steps(spec, len(job.units))
-    step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
     with out_of_memory_explained(spec):
         packer = _certified(job, model, hooks, device)
+    objective = objective_of(spec, packer)
+    if objective.needs_reference:
+        job = _with_reference(job, model, packer, total, (device, rank, world))
+    step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
     batches = Batches(job, packer, rank, world)
     clock, machine = Clock(step, total), Machine(model, device)
     best = Best(spec, job.evaluations)
@@ -115,7 +117,9 @@ def fit(
         torch.manual_seed(hash((spec.seed, step, rank)))  # so dropout follows from seed and step too
         batch = batches.at(step)
         with out_of_memory_explained(spec):
-            loss, further = _forward_backward(model, objective, batch.packs, device, world, spec)
+            with torch.no_grad(), _autocast(spec, device):
+                packs = objective.begin(model, batch.packs)
+            loss, further = _forward_backward(model, objective, packs, device, world, spec)
         norm = _finish_gradients(tuned, spec.max_grad_norm, world)
         if not math.isfinite(loss) or not math.isfinite(norm):
             # The step is not taken, so these weights are good.
@@ -131,7 +135,7 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         step += 1
         losses.append(loss)
-        clock.count(batch.units, batch.packs)
+        clock.count(batch.units, packs)
 
         epoch = step / batches.per_epoch
         ends_epoch = step % batches.per_epoch == 0 or step == total
@@ -212,6 +216,29 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
 
 
 @torch.no_grad()
+def _with_reference(job: Job, model: nn.Module, packer: Packer, steps: int, where: tuple[str, int, int]) -> Job:
+    """The job with its answers' log-probabilities under the model as it is before the first step."""
+    device, rank, world = where
+    used = set(epoch_order(len(job.units), job.spec.seed)[: steps * job.spec.batch_rows])
+
+    def share(units: Sequence[Unit], groups: Sequence[Group], wanted: set[int]) -> list[Pack]:
+        mine = [replace(g, members=[i for i in g.members if i in wanted and i % world == rank]) for g in groups]
+        return packer.packs(units, [g for g in mine if g.members])
+
+    model.eval()
+    with _autocast(job.spec, device):
+        found = [
+            reference_units(model, units, share(units, groups, wanted))
+            for units, groups, wanted in (
+                (job.units, job.groups, used),
+                (job.eval_units, job.eval_groups, set(range(len(job.eval_units)))),
+            )
+        ]
+    model.train()
+    return replace(job, units=found[0], eval_units=found[1])
+
+
+@torch.no_grad()
 def evaluate_loss(
     model: nn.Module, objective: Objective, job: Job, packer: Packer, device: str, rank: int, world: int
 ) -> dict[str, float]:
@@ -219,14 +246,14 @@ def evaluate_loss(
     model.eval()
     mine = set(range(rank, len(job.eval_units), world))
     groups = [replace(g, members=[i for i in g.members if i in mine]) for g in job.eval_groups]
-    sums: dict[str, float] = {"eval_loss": 0.0}
+    sums = dict.fromkeys([f"eval_{name}" for name in ("loss", *objective.reports)], 0.0)
     weight = 0.0
     with _autocast(job.spec, device):
-        for pack in packer.packs(job.eval_units, [g for g in groups if g.members]):
+        for pack in objective.begin(model, packer.packs(job.eval_units, [g for g in groups if g.members])):
             loss, further = objective.loss(model, pack.to(device))
             weight += objective.weight(pack)
             for name, value in {"loss": loss.item(), **further}.items():
-                sums[f"eval_{name}"] = sums.get(f"eval_{name}", 0.0) + value
+                sums[f"eval_{name}"] += value
     model.train()
     total, *values = _summed([weight, *(sums[k] for k in sorted(sums))], device, world)
     return {name: value / max(total, 1e-12) for name, value in zip(sorted(sums), values, strict=True)}
@@ -252,13 +279,13 @@ def _forward_backward(
     """Accumulate the gradient of one batch; the batch's loss, and what else the objective reports."""
     (total,) = _summed([sum(objective.weight(p) for p in packs)], device, world)
     summed: Tensor | float = 0.0
-    further: dict[str, float] = {}
+    further = dict.fromkeys(objective.reports, 0.0)
     for pack in packs:
         with _autocast(spec, device):
             loss, more = objective.loss(model, pack.to(device))
         (loss / max(1.0, total)).backward()
         summed = summed + loss.detach().double()
-        further = {name: further.get(name, 0.0) + value for name, value in more.items()}
+        further = {name: further[name] + value for name, value in more.items()}
     names = sorted(further)
     sums = _summed([float(summed), *(further[k] for k in names)], device, world)
     loss, *values = (value / max(1.0, total) for value in sums)

@@ -113,7 +113,11 @@ def _forward_of(module: Any, fp8: bool) -> Any:
                 flat = x.to(dtype).reshape(-1, x.shape[-1])
                 out = _Float8Linear.apply(flat, *weights)
                 out = out if base.bias is None else out + base.bias
-                return torch.addmm(out, flat @ low_a.t(), low_b.t(), alpha=scale).view(*x.shape[:-1], -1)
+                if not module.disable_adapters:
+                    out = torch.addmm(out, flat @ low_a.t(), low_b.t(), alpha=scale)
+                return out.view(*x.shape[:-1], -1)
+            if module.disable_adapters:  # the model is its own reference
+                return F.linear(x.to(dtype), base.weight, base.bias)
             if torch.compiler.is_compiling():
                 flat = x.to(dtype)
                 return F.linear(flat, base.weight, base.bias) + F.linear(F.linear(flat, low_a), low_b) * scale

@@ -1,30 +1,46 @@
-"""What a step minimises: the loss of a pack as a sum, and what that sum is divided by over the whole batch."""
+"""What a step minimises: the loss of a pack as a sum, and what that sum is divided by over the whole batch.
+
+Preference losses follow LLaMA-Factory's and TRL's formulas, sums over rows in place of means over a padded batch.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunery.config import TrainSpec
 from tunery.training.attention import view
-from tunery.training.packing import Pack
+from tunery.training.batches import Packer
+from tunery.training.packing import Answer, Group, Pack, Unit, build_pack
+from tunery.training.sampling import Judge
 
 
-class Objective(Protocol):
+class Objective:
     """One `stage`. The loss of a batch is the sum of `loss` over its packs divided by the sum of `weight`."""
+
+    reports: tuple[str, ...] = ()  # what `loss` reports beside the loss, also where there is no pack
+    needs_reference = False  # whether `Answer.reference` has to be there
+
+    def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
+        """Look at a worker's share of a batch before its gradient; returns the packs to take the loss of."""
+        return packs
 
     def weight(self, pack: Pack) -> float:
         """The pack's part of the divisor."""
-        ...
+        return float(pack.rows)
 
     def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
-        """Summed loss (a scalar, fp32) and further sums to report, divided like the loss."""
-        ...
+        """Summed loss (a scalar, fp32) and the sums that `reports` names, divided like the loss."""
+        raise NotImplementedError
 
 
-class Supervised:
+class Supervised(Objective):
     """`stage: sft` and `pt`: mean cross-entropy of the supervised tokens."""
 
     def weight(self, pack: Pack) -> float:
@@ -34,8 +50,146 @@ class Supervised:
         return F.cross_entropy(logits_of(model, pack).float(), pack.labels, reduction="sum"), {}
 
 
+class Preference(Objective):
+    """`stage: dpo`, `orpo`, `simpo`: mean over pairs, whose chosen row comes before its rejected one."""
+
+    reports = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+        self.needs_reference = spec.preference in ("sigmoid", "hinge", "ipo")
+
+    def weight(self, pack: Pack) -> float:
+        return pack.rows / 2
+
+    def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
+        tokens = token_log_probabilities(model, pack)
+        lengths = by_row(torch.ones_like(tokens), pack)
+        scores = by_row(tokens - reference_of(pack) if self.needs_reference else tokens, pack)
+        if self.spec.preference in ("ipo", "orpo", "simpo"):
+            scores = scores / lengths
+        chosen, rejected = scores[0::2], scores[1::2]
+        losses = preference_losses(self.spec, chosen, rejected)
+        if self.spec.pref_ftx:
+            losses = losses - self.spec.pref_ftx * (by_row(tokens, pack) / lengths)[0::2]
+        a, b = self.spec.pref_beta * chosen.detach(), self.spec.pref_beta * rejected.detach()
+        found = (a.sum(), b.sum(), (a > b).sum(), (a - b).sum())
+        return losses.sum(), {name: value.item() for name, value in zip(self.reports, found, strict=True)}
+
+
+def preference_losses(spec: TrainSpec, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(P,) losses of pairs, from log-probabilities of their answers: for sigmoid and hinge summed over tokens and
+    relative to the reference, for ipo the mean over tokens of that, for orpo and simpo the plain mean over tokens.
+
+    DPO arXiv:2305.18290, hinge 2305.10425, IPO 2310.12036, ORPO 2403.07691, SimPO 2405.14734.
+    """
+    beta, smoothing, margin = spec.pref_beta, spec.dpo_label_smoothing, chosen - rejected
+    if spec.preference == "sigmoid":
+        return -F.logsigmoid(beta * margin) * (1 - smoothing) - F.logsigmoid(-beta * margin) * smoothing
+    if spec.preference == "hinge":
+        return torch.relu(1 - beta * margin)
+    if spec.preference == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    if spec.preference == "simpo":
+        return -F.logsigmoid(beta * margin - spec.simpo_gamma)
+    log_odds = margin - (_log_complement(chosen) - _log_complement(rejected))
+    return -chosen - beta * F.logsigmoid(log_odds)
+
+
+def _log_complement(log_p: Tensor) -> Tensor:
+    """log(1 - p), finite where a model is certain."""
+    return torch.log1p(-torch.exp(log_p.clamp(max=-1e-6)))
+
+
+class Kto(Objective):
+    """`stage: kto` (arXiv:2402.01306): mean over judged rows, each against the batch's divergence from the reference.
+
+    A unit is a judged row and one of the same prompt with another row's target (`worth` 0), of which the divergence
+    is estimated. It is a number of the whole batch, so it is found in a pass of its own before any gradient.
+    """
+
+    reports = ("kl", "rewards/accuracies")
+    needs_reference = True
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.beta = spec.pref_beta
+        self.weights = spec.kto_chosen_weight, spec.kto_rejected_weight
+        self.divergence = 0.0
+
+    def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
+        packs = [pack.to(device_of(model)) for pack in packs]
+        sums = torch.zeros(2, dtype=torch.float64, device=device_of(model))
+        for pack in packs:
+            mismatched = worth_of(pack) == 0
+            ratios = by_row(token_log_probabilities(model, pack) - reference_of(pack), pack)
+            sums += torch.stack([ratios[mismatched].sum(), mismatched.sum()])
+        total, rows = _over_workers(sums).tolist()
+        self.divergence = max(0.0, total / max(1.0, rows))
+        return packs
+
+    def weight(self, pack: Pack) -> float:
+        return float(sum(row.worth != 0 for row in answers_of(pack)))
+
+    def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
+        worth = worth_of(pack)
+        ratios = by_row(token_log_probabilities(model, pack) - reference_of(pack), pack)
+        gains = worth * (ratios - self.divergence)
+        weights = torch.where(worth > 0, *self.weights) * (worth != 0)
+        right = ((gains > 0) & (worth != 0)).sum().item()
+        return (weights * (1 - torch.sigmoid(self.beta * gains))).sum(), {
+            "kl": self.divergence * self.weight(pack),
+            "rewards/accuracies": right,
+        }
+
+
+class Grpo(Objective):
+    """`stage: grpo` (arXiv:2402.03300): answers sampled from the model as it is, judged against their likes.
+
+    Each batch is answered anew and used for one update, so the ratio of new to old policy is 1 and nothing is
+    clipped. As in the paper, tokens are averaged over an answer and answers over the batch.
+    """
+
+    reports = ("reward", "completion_length", "kl")
+
+    def __init__(self, spec: TrainSpec, packer: Packer) -> None:
+        self.spec, self.packer, self.judge = spec, packer, Judge(spec)
+
+    def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
+        units: list[Unit] = []
+        groups: list[Group] = []
+        for pack in packs:
+            start = len(units)
+            units += self.judge.answers(model, pack.members)
+            groups.append(Group(pack.prefix, list(range(start, len(units)))))
+        packs = [pack.to(device_of(model)) for pack in self.packer.packs(units, groups)]
+        if self.spec.beta:
+            base: Any = model
+            with base.disable_adapter():
+                packs = [with_reference(model, pack, self.spec.temperature) for pack in packs]
+        return packs
+
+    def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
+        tokens = token_log_probabilities(model, pack, self.spec.temperature)
+        lengths = by_row(torch.ones_like(tokens), pack)
+        losses = -torch.exp(tokens - tokens.detach()) * worth_of(pack)[pack.owner]
+        kl = torch.zeros_like(tokens)
+        if self.spec.beta:
+            away = reference_of(pack) - tokens
+            kl = torch.exp(away) - away - 1
+            losses = losses + self.spec.beta * kl
+        rewards = torch.tensor([row.reward for row in answers_of(pack)])
+        return (by_row(losses, pack) / lengths).sum(), {
+            "reward": rewards.sum().item(),
+            "completion_length": lengths.sum().item(),
+            "kl": (by_row(kl.detach(), pack) / lengths).sum().item(),
+        }
+
+
 def logits_of(model: nn.Module, pack: Pack) -> Tensor:
     """(K, V): what the model says at the supervised places, in its own dtype."""
+    if pack.apart:
+        device = pack.ids.device
+        return torch.cat([logits_of(model, build_pack([(row,)], 0).to(device)) for row in pack.members])
     seen: Any = view(pack)
     further = {} if seen is None else {"view": seen}
     return model(
@@ -43,12 +197,83 @@ def logits_of(model: nn.Module, pack: Pack) -> Tensor:
     ).logits[0]
 
 
-def log_probabilities(model: nn.Module, pack: Pack) -> Tensor:
-    """(S,): summed log-probability of each row's supervised tokens."""
-    tokens = -F.cross_entropy(logits_of(model, pack).float(), pack.labels, reduction="none")  # (K,)
+def token_log_probabilities(model: nn.Module, pack: Pack, temperature: float = 1.0) -> Tensor:
+    """(K,): log-probability of each supervised token."""
+    return -F.cross_entropy(logits_of(model, pack).float() / temperature, pack.labels, reduction="none")
+
+
+def by_row(tokens: Tensor, pack: Pack) -> Tensor:
+    """(K,) -> (S,): summed over each row's supervised tokens."""
     return torch.zeros(pack.rows, device=tokens.device).index_add(0, pack.owner, tokens)
 
 
-def objective_of(stage: str) -> Objective:
-    """The objective that `stage` names."""
-    return {"sft": Supervised}[stage]()
+def log_probabilities(model: nn.Module, pack: Pack) -> Tensor:
+    """(S,): summed log-probability of each row's supervised tokens."""
+    return by_row(token_log_probabilities(model, pack), pack)
+
+
+def with_reference(model: nn.Module, pack: Pack, temperature: float = 1.0) -> Pack:
+    """The same pack, its answers' log-probabilities under `model` noted as their reference."""
+    tokens = token_log_probabilities(model, pack, temperature).split([len(row.target) for row in pack.members])
+    return replace(pack, members=tuple(map(_noted, answers_of(pack), tokens)))
+
+
+def _noted(row: Answer, reference: Tensor) -> Answer:
+    return replace(row, reference=reference)
+
+
+def reference_units(model: nn.Module, units: Sequence[Unit], packs: Sequence[Pack]) -> list[Unit]:
+    """`units` with the reference of each answer, which is `model` as it is now. Call before the first step.
+
+    `packs` are this worker's share of them; together the workers' packs hold each unit once, or not at all where no
+    step will need it. A pass before training costs a third of an epoch, once, and needs neither a second model nor an
+    adapter that can be turned off.
+    """
+    rows = [cast(Answer, row) for unit in units for row in unit]
+    starts: dict[int, int] = {}
+    size = 0
+    for row in rows:
+        starts[id(row)] = size
+        size += len(row.target)
+    values = torch.zeros(size, device=device_of(model))
+    for pack in packs:
+        pack = pack.to(device_of(model))
+        at = torch.cat([torch.arange(len(row.target)) + starts[id(row)] for row in pack.members])
+        values[at.to(values.device)] = token_log_probabilities(model, pack)
+    parts = iter(_over_workers(values).cpu().split([len(row.target) for row in rows]))
+    return [tuple(_noted(cast(Answer, row), next(parts)) for row in unit) for unit in units]
+
+
+def answers_of(pack: Pack) -> tuple[Answer, ...]:
+    """The members of a pack of judged rows."""
+    return cast(tuple[Answer, ...], pack.members)
+
+
+def reference_of(pack: Pack) -> Tensor:
+    """(K,): the reference model's log-probability of each supervised token."""
+    return torch.cat([cast(Tensor, row.reference) for row in answers_of(pack)]).to(pack.ids.device)
+
+
+def worth_of(pack: Pack) -> Tensor:
+    """(S,): each answer's worth."""
+    return torch.tensor([row.worth for row in answers_of(pack)], device=pack.ids.device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies."""
+    return next(model.parameters()).device
+
+
+def _over_workers(values: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def objective_of(spec: TrainSpec, packer: Packer) -> Objective:
+    """The objective that `spec.stage` names."""
+    if spec.stage == "grpo":
+        return Grpo(spec, packer)
+    if spec.stage == "kto":
+        return Kto(spec)
+    return Supervised() if spec.stage in ("sft", "pt") else Preference(spec)

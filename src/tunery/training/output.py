@@ -45,19 +45,19 @@ def origin_of(plan: Plan) -> dict[str, Any]:
     """What a training is made of, as flat JSON: its checkpoints fit no other."""
     settings = plan.spec.model_dump(mode="json", exclude=set(INDIFFERENT))
     made_of = {"base": plan.base.digest, "template": plan.template.digest, "dataset": plan.train.fingerprint}
-    return made_of | {"rows": len(plan.rows), "batch_rows": plan.spec.batch_rows} | settings
+    return made_of | {"rows": len(plan.units), "batch_rows": plan.spec.batch_rows} | settings
 
 
 def job_of(plan: Plan, evaluations: Rows, *, gpu: bool) -> Job:
     """What the loop needs of a plan, on workers with a GPU or without; `evaluations` are those done already."""
-    from tunery.training.batches import Job, single
+    from tunery.training.batches import Job
     from tunery.training.watching import generates
 
     return Job(
         spec=plan.spec,
-        units=single(plan.rows),
+        units=plan.units,
         groups=plan.groups,
-        eval_units=single(plan.eval_rows),
+        eval_units=plan.eval_units,
         eval_groups=plan.eval_groups,
         examples=plan.examples if plan.spec.entity_swap else (),
         evaluations=evaluations,

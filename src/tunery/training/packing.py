@@ -8,7 +8,7 @@ its ancestors. A unit is one row, or several that share a trunk (the prompt of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,15 @@ from tunery.data.template import Row
 
 Unit = Sequence[Row]  # one row, or rows with the same prompt
 PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Row):
+    """A row whose target is judged, not imitated."""
+
+    worth: float = 0.0  # what the target counts: 1 wanted, -1 unwanted, 0 neither; in GRPO its advantage
+    reward: float = 0.0
+    reference: Tensor | None = field(default=None, compare=False)  # (len(target),) log-probabilities, reference model
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,18 @@ class Pack:
     labels: Tensor  # (K,) those tokens
     owner: Tensor  # (K,) the row they are of, 0 to S - 1
     prefix: int
-    rows: int  # S
-    logical_tokens: int  # what the rows would hold unpacked
+    members: tuple[Row, ...]  # the S rows
+    apart: bool = False  # each row is computed by itself: the model would not keep them apart
+
+    @property
+    def rows(self) -> int:
+        """S."""
+        return len(self.members)
+
+    @property
+    def logical_tokens(self) -> int:
+        """What the rows hold unpacked."""
+        return sum(map(len, self.members))
 
     def to(self, device: torch.device | str) -> Pack:
         names = ("ids", "positions", "unit", "branch", "keep", "labels", "owner")
@@ -103,9 +122,15 @@ def prefix_groups(prompts: Sequence[list[int]], batch_rows: int) -> list[Group]:
     return sorted(divide(list(range(len(prompts)))), key=lambda group: group.members[0]) if prompts else []
 
 
-def make_packs(units: Sequence[Unit], prefix: int, max_tokens: int, *, train_on_prompt: bool = False) -> Iterator[Pack]:
+def make_packs(
+    units: Sequence[Unit], prefix: int, max_tokens: int, *, train_on_prompt: bool = False, share_trunks: bool = True
+) -> Iterator[Pack]:
     """Cut `units` into packs of like size and at most `max_tokens` tokens (a longer unit gets one of its own)."""
-    sizes = [_size(unit, prefix) for unit in units]
+
+    def built() -> Pack:
+        return build_pack(group, prefix, train_on_prompt=train_on_prompt, share_trunks=share_trunks)
+
+    sizes = [_size(unit, prefix, share_trunks) for unit in units]
     room = max(1, max_tokens - prefix)
     even = sum(sizes) / max(1, -(-sum(sizes) // room))  # what each pack holds when all hold the same
     group: list[Unit] = []
@@ -113,17 +138,17 @@ def make_packs(units: Sequence[Unit], prefix: int, max_tokens: int, *, train_on_
     for unit, size in zip(units, sizes, strict=True):
         full = used + size > room or done + size / 2 > even * (packs + 1)
         if group and full:
-            yield build_pack(group, prefix, train_on_prompt=train_on_prompt)
+            yield built()
             group, used, packs = [], 0, packs + 1
         group.append(unit)
         used += size
         done += size
     if group:
-        yield build_pack(group, prefix, train_on_prompt=train_on_prompt)
+        yield built()
 
 
-def _size(unit: Unit, prefix: int) -> int:
-    trunk = _trunk(unit, prefix)
+def _size(unit: Unit, prefix: int, share_trunk: bool) -> int:
+    trunk = _trunk(unit, prefix) if share_trunk else prefix
     return trunk - prefix + sum(len(row) - trunk for row in unit)
 
 
@@ -131,9 +156,12 @@ def _trunk(unit: Unit, prefix: int) -> int:
     return prefix if len(unit) == 1 else max(prefix, len(unit[0].prompt))
 
 
-def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = False) -> Pack:
-    """One pack of `units`, whose prompts all begin with the same `prefix` tokens. What is supervised
-    of the prefix (earlier answers, or all with `train_on_prompt`) is so once a row, as it would be unpacked."""
+def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = False, share_trunks: bool = True) -> Pack:
+    """One pack of `units`, whose prompts all begin with the same `prefix` tokens. What is supervised of the
+    prefix (earlier answers, or all with `train_on_prompt`) is so once a row, as it would be unpacked."""
+    members = tuple(row for unit in units for row in unit)
+    if not share_trunks:
+        units = [(row,) for row in members]
     ids: list[int] = list(units[0][0].prompt[:prefix])
     positions = list(range(prefix))
     unit_of, branch_of = [0] * prefix, [0] * prefix
@@ -170,6 +198,5 @@ def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = Fa
         labels=torch.tensor(labels),
         owner=torch.tensor(owner),
         prefix=prefix,
-        rows=sequences,
-        logical_tokens=sum(len(row) for unit in units for row in unit),
+        members=members,
     )

@@ -9,12 +9,12 @@ from tunery.bases import Base, QuickTokenizer, check_base, find_base, load_token
 from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
 from tunery.data.template import Row, Template
-from tunery.errors import ConfigError, DataError
+from tunery.errors import ConfigError
 from tunery.tasks import Task, infer_task, task_by_name
 from tunery.types import Dataset, Example
 
 if TYPE_CHECKING:
-    from tunery.training.packing import Group
+    from tunery.training.packing import Group, Unit
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,35 @@ class Plan:
     task: Task
     train: Dataset
     examples: list[Example]
-    rows: list[Row]
-    eval_rows: list[Row]
-    groups: list[Group]  # of `rows`, those that share a prefix
+    units: list[Unit]
+    eval_units: list[Unit]
+    groups: list[Group]  # of `units`, those that share a prefix
     eval_groups: list[Group]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all training units."""
+        return [row for unit in self.units for row in unit]
 
     def describe(self) -> dict[str, object]:
         """What `--dry-run` prints: sizes, and the cost that sharing the prefix saves."""
         from tunery.training.loop import total_steps
 
-        logical = sum(map(len, self.rows))
-        mean = logical / len(self.rows)
+        lengths = [len(row) for row in self.rows]
         return {
+            "stage": self.spec.stage,
             "base": self.base.name,
             "architecture": self.base.architecture,
             "template": self.template.name,
             "task": self.task.name,
-            "train_rows": len(self.rows),
-            "eval_rows": len(self.eval_rows),
-            "tokens_per_row": round(mean, 1),
-            "longest_row": max(map(len, self.rows)),
+            "train_rows": len(self.units),
+            "eval_rows": len(self.eval_units),
+            "tokens_per_row": round(sum(lengths) / len(lengths), 1),
+            "longest_row": max(lengths),
             "packing": self.spec.packing,
-            "shared_prefix_tokens": round(sum(g.prefix * len(g.members) for g in self.groups) / len(self.rows)),
-            "steps": total_steps(self.spec, len(self.rows)),
+            "shared_prefix_tokens": round(sum(g.prefix * len(g.members) for g in self.groups) / len(self.units)),
+            "steps": total_steps(self.spec, len(self.units)),
             "batch_rows": self.spec.batch_rows,
         }
 
@@ -59,6 +64,7 @@ def prepare(spec: TrainSpec) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
     from tunery.training.packing import prefix_groups
     from tunery.training.trackers import trackers_of
+    from tunery.training.units import check_stage, encode
     from tunery.training.watching import check
 
     spec = resolve_train(spec)
@@ -68,23 +74,33 @@ def prepare(spec: TrainSpec) -> Plan:
         raise ConfigError("fp16 and bf16 are both on", hint="choose one")
     if spec.mask_history and spec.train_on_prompt:
         raise ConfigError("mask_history and train_on_prompt are both on", hint="choose one")
+    check_stage(spec)
     trackers_of(spec.report_to)
     notes: list[str] = []
     base, tokenizer = _base(spec, notes)
-    train = load(spec.dataset, spec.dataset_dir, max_samples=spec.max_samples)
-    held_out = load(spec.eval_dataset, spec.dataset_dir, max_samples=spec.max_samples) if spec.eval_dataset else None
-    check(spec, len(held_out or ()))
     template = Template(spec.template or "auto", tokenizer)
     writer = _writer(template, base)
-    examples, rows = _encode(train, writer, spec, base, notes)
-    eval_rows = _encode(held_out, writer, spec, base, notes)[1] if held_out else []
-    _check_batches(spec, len(rows), notes)
-    spec = spec.model_copy(update={"packing": _packing(spec, base, max(map(len, rows + eval_rows)), notes)})
-    shared = spec.packing == "shared_prefix"
-    groups = prefix_groups([r.prompt for r in rows], spec.batch_rows if shared else 0)
-    eval_groups = prefix_groups([r.prompt for r in eval_rows], len(eval_rows) if shared else 0)
+
+    def encoded(name: str) -> tuple[Dataset, list[Example], list[Unit]]:
+        data = load(name, spec.dataset_dir, max_samples=spec.max_samples, labelled=spec.stage != "pt")
+        return data, *encode(data, writer, spec, base, notes)
+
+    train, examples, units = encoded(spec.dataset)
+    eval_units = encoded(spec.eval_dataset)[2] if spec.eval_dataset else []
+    check(spec, len(eval_units))
+    _check_batches(spec, len(units), notes)
+    longest = max(len(row) for unit in (*units, *eval_units) for row in unit)
+    if spec.stage == "grpo":  # sampled answers may be longer than the written ones
+        longest = max(len(u[0].prompt) for u in (*units, *eval_units)) + spec.max_completion_length
     task = task_by_name(spec.task) if spec.task else infer_task([e.target or "" for e in examples])
-    return Plan(spec, base, template, task, train, examples, rows, eval_rows, groups, eval_groups, notes)
+    found = {"packing": _packing(spec, base, longest, notes)}
+    if spec.stage == "grpo":
+        found["task"] = task.name  # the workers score with it
+    spec = spec.model_copy(update=found)
+    shared = spec.packing == "shared_prefix"
+    groups = prefix_groups([u[0].prompt for u in units], spec.batch_rows if shared else 0)
+    eval_groups = prefix_groups([u[0].prompt for u in eval_units], len(eval_units) if shared else 0)
+    return Plan(spec, base, template, task, train, examples, units, eval_units, groups, eval_groups, notes)
 
 
 def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Any]:
@@ -136,33 +152,3 @@ def _check_batches(spec: TrainSpec, rows: int, notes: list[str]) -> None:
         raise ConfigError(f"{spec.workers[1]} workers for {rows:,} rows", hint="lower ray_num_workers")
     if rows < spec.batch_rows:
         notes.append(f"a batch of {spec.batch_rows:,} rows holds all {rows:,}: each epoch is one step")
-
-
-def _encode(
-    data: Dataset, template: Template, spec: TrainSpec, base: Base, notes: list[str]
-) -> tuple[list[Example], list[Row]]:
-    limit = min(spec.cutoff_len or base.context, base.context)
-    examples = list(data.examples)
-    if bad := sum(e.meta.get("kto_tag") is False for e in examples):
-        hint = "leave them out: tunery data export NAME good.jsonl --to alpaca"
-        raise DataError(f"{bad:,} answers of {data.name} are tagged as ones to avoid; this would learn them", hint=hint)
-    rows = template.rows(examples, mask_history=spec.mask_history)
-    over = [r for r in rows if len(r) > limit]
-    if not over:
-        return examples, rows
-    longest = max(map(len, over))
-    if spec.overlong == "error":
-        named = ", ".join(r.id for r in over[:5]) + (", ..." if len(over) > 5 else "")
-        raise DataError(
-            f"{len(over)} of {len(rows)} rows of {data.name} are longer than {limit} tokens "
-            f"(longest {longest}): {named}",
-            hint=f"raise cutoff_len (this base reads {base.context}), or choose overlong: drop or truncate",
-        )
-    if spec.overlong == "truncate":
-        notes.append(f"{data.name}: {len(over)} rows cut to {limit} tokens (longest {longest})")
-        return examples, [r.cut(limit) for r in rows]
-    kept = [i for i, r in enumerate(rows) if len(r) <= limit]
-    notes.append(f"{data.name}: {len(over)} rows over {limit} tokens dropped, {len(kept)} kept")
-    if not kept:
-        raise DataError(f"every row of {data.name} is longer than {limit} tokens", hint="raise cutoff_len")
-    return [examples[i] for i in kept], [rows[i] for i in kept]

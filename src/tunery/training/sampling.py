@@ -1,0 +1,123 @@
+"""Answers sampled from the model in training, and what they are worth beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunery.bases import find_base, load_tokenizer
+from tunery.config import TrainSpec
+from tunery.data.template import Row, Template
+from tunery.tasks import Task, task_by_name
+from tunery.tasks.score import score_row
+from tunery.training.model import transformers_model
+from tunery.training.packing import Answer
+
+
+class Judge:
+    """Lets the model answer prompts, and scores the answers against the rows' own targets."""
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+        self.template = Template(spec.template or "auto", load_tokenizer(find_base(spec.model_name_or_path)))
+        self.task = task_by_name(spec.task or "text")
+
+    def answers(self, model: nn.Module, rows: Sequence[Row]) -> list[list[Answer]]:
+        """For each row `num_generations` sampled answers, their worth the advantage: (reward - mean) / std of the
+        prompt's own answers. A model in eval mode gives its one greedy answer, worth 0."""
+        count = self.spec.num_generations if model.training else 1
+        temperature = self.spec.temperature if model.training else 0.0
+        how = Sampling(self.template.stop_ids, self.spec.max_completion_length, temperature, count)
+        found = sample(model, [row.prompt for row in rows], how)
+        units = []
+        for at, row in enumerate(rows):
+            targets = found[at * count : (at + 1) * count]
+            gold = self.template.decode(row.target)
+            rewards = torch.tensor(
+                [reward(self.task, self.spec.reward, self.template.decode(t), gold) for t in targets]
+            )
+            spread = rewards.std() if count > 1 else torch.tensor(0.0)
+            worth = ((rewards - rewards.mean()) / (spread + 1e-4)).tolist()
+            units.append(
+                [Answer(row.id, row.prompt, t, w, r) for t, w, r in zip(targets, worth, rewards.tolist(), strict=True)]
+            )
+        return units
+
+
+def reward(task: Task, kind: str, text: str, gold: str) -> float:
+    """0 to 1: how right `text` is. Outputs without slots have their exact match for a slot F1."""
+    score = score_row(task, text, gold)
+    if kind == "parse_rate":
+        return float(score.parsed)
+    if kind == "exact_match" or not score.gold:
+        return float(score.exact)
+    return 2 * score.hits / (score.predicted + score.gold)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to answer: `count` times, at most `limit` tokens, greedily at temperature 0."""
+
+    stop: Sequence[int]
+    limit: int
+    temperature: float = 0.0
+    count: int = 1
+
+
+@torch.no_grad()
+def sample(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
+    """`how.count` answers to each prompt in turn, their stop token included. The prompt is computed once for all."""
+    longest = max(map(len, prompts), default=0)
+    if not longest:
+        return []
+    device = next(model.parameters()).device
+    pad = how.stop[0]
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)  # (P, L)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    drawn: dict[str, Any] = {"do_sample": False}
+    if how.temperature:
+        drawn = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+    inner, training = transformers_model(model), model.training
+    attention = inner.config._attn_implementation
+    inner.set_attn_implementation("sdpa")  # ours knows no padding and no cache
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            out = model.generate(
+                input_ids=ids.repeat_interleave(how.count, 0),
+                attention_mask=mask.repeat_interleave(how.count, 0),
+                past_key_values=_cache(model, ids[:, :-1], mask[:, :-1], how.count),
+                max_new_tokens=how.limit,
+                eos_token_id=list(how.stop),
+                pad_token_id=pad,
+                use_cache=True,
+                **drawn,
+            )
+    finally:
+        inner.set_attn_implementation(attention)
+        model.train(training)
+    return [_until(row, set(how.stop)) for row in out[:, longest:].tolist()]
+
+
+def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
+    """Keys and values of prompts (P, L), each repeated `count` times."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=transformers_model(model).config)
+    if ids.shape[1]:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        cache.batch_repeat_interleave(count)
+    return cache
+
+
+def _until(ids: list[int], stop: set[int]) -> list[int]:
+    end = next((at for at, token in enumerate(ids) if token in stop), len(ids) - 1)
+    return ids[: end + 1]
