@@ -269,7 +269,7 @@ def quick_and_core(request, tmp_path_factory):
     return quick, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-PIECES = st.sampled_from(
+TEXTS = st.sampled_from(
     [
         "<|im_end|>", "<|im_", " \n\n ", "\r\n", "\t", "\x1c", "\x85", "\u00a0", "\u3000", "I'Ll", "¾ ２", "e\u0301",
         "🚲", "ǅ", "ſ", "the 12th bike", "Zoë’s—", "give(x[3 €], y[])",
@@ -277,7 +277,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@given(st.lists(PIECES | st.text(max_size=12), max_size=9))
+@given(st.lists(TEXTS | st.text(max_size=12), max_size=9))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_quick_tokens_of_any_text_are_the_real_ones(quick_and_core, parts):
     quick, core = quick_and_core
