@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tunery.errors import TrainError
+from tunery.training.tuning import load_tuned, save_tuned, tuned_state
 
 STATE_FILE = "trainer_state.pt"
 
@@ -17,19 +18,22 @@ def write_checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, sc
     folder = scratch / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        model.save_pretrained(folder)
-        state = {"step": step, "optimizer": optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+        save_tuned(model, folder)
+        state = {
+            "step": step,
+            **tuned_state(model),
+            "optimizer": optimizer.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
         torch.save(state, folder / STATE_FILE)
     return folder
 
 
 def read_checkpoint(folder: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Bring model and optimizer to where a checkpoint left them; returns its step. Raises TrainError."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     try:
-        state = torch.load(Path(folder) / STATE_FILE, weights_only=True)
-        set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"))
+        state = torch.load(Path(folder) / STATE_FILE, weights_only=True, map_location="cpu")
+        load_tuned(model, state)
         optimizer.load_state_dict(state["optimizer"])
     except (OSError, KeyError, ValueError, RuntimeError) as exc:
         raise TrainError(f'cannot resume from "{folder}": {exc}', hint="start anew with --restart") from None

@@ -28,7 +28,7 @@ CPU_ENV = {"OMP_WAIT_POLICY": "passive"}
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`adapter` is a complete PEFT folder; `results` is LLaMA-Factory's all_results.json."""
+    """`adapter` is a complete folder, PEFT's or a whole model's; `results` is LLaMA-Factory's all_results.json."""
 
     adapter: Path
     results: dict[str, Any]
@@ -54,8 +54,8 @@ def train(
     from tunery.training.batches import Job, single
     from tunery.training.watching import generates
 
-    if (output / "adapter_model.safetensors").exists():
-        raise TrainError(f"{output} already holds a trained adapter", hint="choose another output_dir")
+    if any(output.glob("*.safetensors")):
+        raise TrainError(f"{output} already holds a trained model", hint="choose another output_dir")
     output.mkdir(parents=True, exist_ok=True)
     _check_resources(plan)
     checkpoint = _last_checkpoint(output) if resume else None
