@@ -55,8 +55,8 @@ def _quantized(spec: TrainSpec, device: str) -> dict[str, Any]:
 def adapt(model: Any, spec: TrainSpec) -> nn.Module:
     """Choose what of `model` is tuned, and make it ready to train where it lies."""
     device = next(model.parameters()).device
-    model.config.use_cache = False
     model = tune(model, spec)
+    model.config.use_cache = False
     if spec.finetuning_type != "lora" and compute_dtype(spec, device.type) == torch.float32:
         model.float()  # nothing casts then, so all of it is of one dtype
     fuse(model, fp8=spec.fp8)

@@ -97,7 +97,7 @@ def tune(model: Any, spec: TrainSpec) -> Any:
         model.requires_grad_(spec.finetuning_type == "full")
         if spec.finetuning_type == "freeze":
             _unfreeze(model, spec)
-        model.stored_dtypes = {name: p.dtype for name, p in model.named_parameters()}
+        model.untuned = copy.deepcopy(model.config), {name: p.dtype for name, p in model.named_parameters()}
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -214,7 +214,7 @@ def _restart(model: Any, start: dict[str, Tensor]) -> None:
 
 def save_tuned(model: Any, folder: Path) -> None:
     """Write what was tuned as others read it: PEFT's adapter, or a whole model with the base's own dtypes."""
-    if hasattr(model, "stored_dtypes"):
+    if hasattr(model, "untuned"):
         _save_whole(model, folder)
     elif hasattr(model, "pissa_start"):
         _save_converted(model, folder)
@@ -223,10 +223,12 @@ def save_tuned(model: Any, folder: Path) -> None:
 
 
 def _save_whole(model: Any, folder: Path) -> None:
+    config, dtypes = model.untuned
     cast: dict[int, Tensor] = {}  # tied weights are one tensor, and stay one
     for name, parameter in model.named_parameters():
-        cast[parameter.data_ptr()] = parameter.detach().to(model.stored_dtypes[name])
+        cast[parameter.data_ptr()] = parameter.detach().to(dtypes[name])
     model.save_pretrained(folder, state_dict={n: cast.get(v.data_ptr(), v) for n, v in model.state_dict().items()})
+    config.save_pretrained(folder)
 
 
 def _save_converted(model: Any, folder: Path) -> None:
