@@ -48,7 +48,7 @@ def main() -> None:
     from tunery.bases import find_base
     from tunery.config import BUNDLED_BASE
     from tunery.engine.cluster import connect
-    from tunery.preparing import prepare
+    from tunery.preparing import plan, prepare
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
@@ -58,10 +58,8 @@ def main() -> None:
         size = (folder / "rows.jsonl").stat().st_size
         print(f"generated {args.rows:,} rows, {size / 1e6:,.0f} MB, in {time.monotonic() - began:.0f} s")
         with connect(num_cpus=args.cpus):
-            done = prepare(
-                folder / "rows.jsonl", folder / "prepared", base=find_base(BUNDLED_BASE), template="chatml",
-                on_progress=lambda n: print(f"\r{n:,}", end="", flush=True),
-            )  # fmt: skip
+            job = plan(folder / "rows.jsonl", folder / "prepared", base=find_base(BUNDLED_BASE), template="chatml")
+            done = prepare(job, on_progress=lambda n: print(f"\r{n:,}", end="", flush=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     kept = sum(done.rows.values())
     print(f"\r| rows | rows/s | tokens/s | seconds | driver's peak | split |\n| --- | --- | --- | --- | --- | --- |\n"

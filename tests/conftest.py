@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -83,3 +90,104 @@ def make_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 0) -> P
 def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
     """A random adapter of rank 8 on `tiny_base`."""
     return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
+
+
+def browser() -> str:
+    found = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
+    if not found:
+        pytest.skip("no Chromium on this machine")
+    return found
+
+
+def dom(page: Path, script: str = "") -> str:
+    """The page's DOM after `script` ran in it, at the width of a phone.
+
+    It runs in a frame 390 pixels wide, since Chromium's own windows are never less than 500. A page's own policy, which
+    would let no script run, is left out.
+    """
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(errors="replace"))
+    text += f"<script>{script}</script><script>parent.found = document.documentElement.outerHTML</script>"
+    driven = page.with_name("driven.html")
+    frame = f'<iframe width="390" height="844" style="border:0" srcdoc="{escape(text)}"></iframe>'
+    show = "<script>onload = () => document.documentElement.innerHTML = window.found</script>"
+    driven.write_text(f'<!doctype html><meta charset="utf-8">{frame}{show}')
+    done = subprocess.run(
+        [browser(), "--headless", "--no-sandbox", "--dump-dom", driven.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def write_rows(folder: Path, n: int = 24) -> None:
+    """A registry with "shop-train", `n` rows, and "shop-test", four."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["red", "green", "blue", "black"]
+    for split, count in (("train", n), ("test", 4)):
+        lines = [
+            {"system": "You read bike orders.", "instruction": "Name the colour as colour(name[...]).",
+             "input": f"{words[i % 4]} bike {i}", "output": f"colour(name[{words[i % 4]}])"}
+            for i in range(count)
+        ]  # fmt: skip
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}}
+    registered = {f"shop-{s}": {"file_name": f"{s}.jsonl"} | entry for s in ("train", "test")}
+    (folder / "dataset_info.json").write_text(json.dumps(registered))
+
+
+class S3:
+    """An S3 server (moto's) in a process of its own that can be killed and started again, empty but for a bucket."""
+
+    address = "s3://tunery-test"
+
+    def __init__(self) -> None:
+        from tunery.engine.cluster import free_port
+
+        self.port = free_port("127.0.0.1", 0)
+
+    def start(self) -> None:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = boto3.client("s3", config=Config(retries={"max_attempts": 0}))
+        while True:
+            try:
+                client.create_bucket(Bucket="tunery-test")
+                return
+            except BotoCoreError:
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A running S3 server, to which this process's environment points."""
+    server = S3()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in settings.items():
+            patch.setenv(key, value)
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps clients, and their endpoint, for good
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(s3) -> str:
+    """The address of a bucket in S3."""
+    return s3.address

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import dom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -321,6 +322,20 @@ def test_the_page_needs_nothing_and_trusts_nothing(tmp_path: Path):
 
     Balance().feed(html)
     assert not opened
+
+
+def test_the_page_fits_a_phone(tmp_path: Path):
+    rows = bikes(30)
+    rows[0] |= {"input": "w" * 300, "output": f"order({'very_' * 4}long_name[{'x' * 60}])"}
+    write(tmp_path / "a.jsonl", rows)
+    write(tmp_path / "b.jsonl", rows[:9])
+    (tmp_path / "check.html").write_text(page(check_data(["a.jsonl", "b.jsonl"], tmp_path, train=TrainSpec()), "Check"))
+    measure = """document.title = ['width', innerWidth, document.documentElement.scrollWidth <= innerWidth,
+      ...[...document.querySelectorAll('.wide')].map(e => e.scrollWidth <= e.clientWidth),
+      [...document.querySelectorAll('svg text')].every(e => e.getBoundingClientRect().height >= 12)].join(' ');"""
+    measured = re.search(r"<title>width (.*?)</title>", dom(tmp_path / "check.html", measure))
+    assert measured
+    assert measured[1] == "390 true true true true true"  # the page, three tables, the words of its plots
 
 
 # --- dividing and choosing ---

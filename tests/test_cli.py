@@ -14,7 +14,7 @@ import pytest
 TUNERY = str(Path(sys.executable).with_name("tunery"))
 VERBS = [
     "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data export", "data check",
-    "data show",    "data stats", "data split", "data sample",
+    "data show", "data stats", "data split", "data sample", "data prepare",
     "models list", "models show", "models base", "runs list", "runs show", "runs logs", "runs plot", "runs compare",
     "eval compare",
 ]  # fmt: skip
@@ -29,10 +29,12 @@ def tunery(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 def test_every_verb_has_help_with_an_example_and_json(verb):
     done = tunery(*verb.split(), "--help")
     assert done.returncode == 0
+    assert f"Usage: tunery {verb} [OPTIONS]" in done.stdout
     assert "Example:" in done.stdout
     assert "--json" in done.stdout
-    if verb in ("train", "eval", "batch", "serve"):
+    if verb in ("train", "eval", "batch", "serve", "data prepare"):
         assert "--dry-run" in done.stdout
+    if verb in ("train", "eval", "batch", "serve"):
         assert "--set" in done.stdout
 
 
@@ -45,6 +47,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
         (["train"], 2, "no training dataset", "train.dataset"),
         (["eval", "ghost"], 1, 'no model "ghost"', "tunery models list"),
         (["eval", "--gate", "slot_f2>=1"], 2, "slot_f2", "slot_f1"),
+        (["eval", "--gaet", "x"], 2, "--gaet", "`tunery eval --help`"),
         (["eval", "compare", "ghost@1", "ghost@2"], 1, 'no model "ghost"', "tunery models list"),
         (["runs", "show", "x"], 1, 'no run "x"', "tunery runs list"),
         (["data", "check", "no.jsonl"], 1, "no.jsonl", ""),

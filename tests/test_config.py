@@ -11,6 +11,7 @@ from tunery.config import (
     inert_keys,
     load_project,
     parse,
+    placed_train,
     resolve_train,
 )
 from tunery.errors import ConfigError
@@ -61,8 +62,18 @@ def test_llama_factorys_flat_yaml_is_a_project(tmp_path):
 
 
 def test_project_paths_are_relative_to_its_file(tmp_path):
-    (tmp_path / "tunery.yaml").write_text("train: {dataset: rows}\n")
-    assert load_project(tmp_path / "tunery.yaml").home == str(tmp_path)
+    (tmp_path / "tunery.yaml").write_text("train: {dataset: rows, output_dir: out, ray_storage_path: s3://b/x}\n")
+    project = load_project(tmp_path / "tunery.yaml")
+    assert project.home == str(tmp_path)
+    spec = placed_train(project)
+    assert (spec.dataset_dir, spec.output_dir) == (str(tmp_path / "data"), str(tmp_path / "out"))
+    assert spec.ray_storage_path == "s3://b/x"
+
+
+def test_a_batch_has_the_same_rows_whatever_workers_there_are():
+    spec = TrainSpec(per_device_train_batch_size=2, gradient_accumulation_steps=3, ray_num_workers=(1, 4))
+    assert (spec.workers, spec.batch_rows) == ((1, 4), 24)
+    assert TrainSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,7 @@ def test_project_paths_are_relative_to_its_file(tmp_path):
         (["lora_ranc=3"], 'unknown key "train.lora_ranc"', "lora_rank"),
         (["serve.prot=1"], 'unknown key "serve.prot"', "port"),
         (["lora_rank=0"], '"train.lora_rank"', None),
+        (["ray_num_workers=[4, 2]"], "must be a number from 1 up, or [fewest, most]", None),
         (["stage=dance"], "'sft'", None),
         (["learning_rate"], "needs key=value", "for example"),
         (["learning_rate=[1"], "not a YAML value", None),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tunery.config import EngineSpec
-from tunery.engine.cluster import connect, free_port, quiet, require
+from tunery.engine.cluster import connect, free_port, quiet, require, room
 from tunery.engine.vllm import Adapter, engine_args, engine_env, engine_kwargs, generate, llm_config, lora_ranks
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError
 
@@ -77,6 +77,12 @@ def test_missing_resources_are_named(ray_session):
     require({"CPU": 1})
     with pytest.raises(ResourceError, match="2 GPU are needed and the cluster has 0"):
         require({"CPU": 1, "GPU": 1}, 2)
+    assert room({"CPU": 0.5}) == 8
+    assert room({"CPU": 1}, "STRICT_SPREAD") == 1
+    with pytest.raises(ResourceError, match=r"2 workers need 1 CPU each on one machine \(STRICT_SPREAD\)"):
+        require({"CPU": 1}, 2, "STRICT_SPREAD")
+    with pytest.raises(ResourceError, match=r"0\.002 accelerator_type:L4 are needed and the cluster has 0"):
+        require({"accelerator_type:L4": 0.001}, 2)
 
 
 def test_connect_reuses_what_is_there(ray_session):

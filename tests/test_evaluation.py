@@ -5,21 +5,24 @@ import json
 import math
 import random
 import re
-import shutil
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import dom
 
 import tunery
 from tunery.errors import ConfigError, DataError, RunError
 from tunery.evaluation import analyse, check_gate, compare, parse_gate, write_report
 from tunery.evaluation.comparison import mcnemar
+from tunery.evaluation.details import span_scores
 from tunery.evaluation.robustness import with_unseen_names
 from tunery.evaluation.run import Answered, swapped_metrics
 from tunery.ops.verbs import find_report
 from tunery.tasks import learn, task_by_name
 from tunery.tasks.confidence import tokens_of
+from tunery.tasks.grounding import Grounding
+from tunery.tasks.score import Value
 from tunery.types import Example, Metric
 
 FUNCTION = task_by_name("function")
@@ -100,6 +103,51 @@ def test_gold_answers_are_perfect_and_hardly_flagged(split, profile):
     assert report.details["gold"]["spans"]["strict"]["f1"] == 1
     assert report.details["gold"]["confidence"]["row"]["unknown"] == 250
     assert {s["answers"]["gold"]["confidence"] for s in report.samples} == {None}
+
+
+def entities(*tags: str) -> list[Value]:
+    """IOB2 tags of one sentence, each token one character long, as located values."""
+    found: list[list[Any]] = []
+    for i, tag in enumerate(tags):
+        if tag.startswith("B-"):
+            found.append([tag[2:], i, i + 1])
+        elif tag.startswith("I-"):
+            found[-1][2] = i + 1
+    return [Value(label, "x", Grounding("verbatim", None, start, end), None) for label, start, end in found]
+
+
+def test_entity_scores_are_seqevals():
+    """The example of seqeval's own README (1.2.2), whose strict mode and IOB2 give 0.50 for all three."""
+    gold = [entities("O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"), entities("B-PER", "I-PER", "O")]
+    said = [entities("O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"), entities("B-PER", "I-PER", "O")]
+    scores = span_scores(gold, said)
+    for schema in ("seqeval", "strict"):
+        assert [scores[schema][k] for k in ("precision", "recall", "f1")] == [0.5, 0.5, 0.5]
+    assert [scores["seqeval"][k] for k in ("correct", "missed", "spurious")] == [1, 1, 1]
+    assert scores["partial"]["f1"] == 0.75  # half a hit
+    assert scores["ent_type"]["f1"] == 1
+    assert span_scores([[]], [[]]) == {}
+    assert span_scores([entities("B-PER")], [[]])["seqeval"]["f1"] == 0
+
+
+def test_strict_scores_are_entity_scores_wherever_spans_do_not_overlap():
+    """nervaluate pairs overlapping spans greedily, seqeval has none: only there may the two differ."""
+    rng = random.Random(0)
+    for _ in range(300):
+        rows = [[], []]
+        for row in rows:
+            for _ in range(rng.randint(1, 3)):
+                tags: list[str] = []
+                while len(tags) < 9:
+                    label = rng.choice(["PER", "LOC"])
+                    tags += rng.choice([["O"], ["B-" + label], ["B-" + label, "I-" + label]])
+                row.append(entities(*tags))
+        n = min(map(len, rows))
+        scores = span_scores(rows[0][:n], rows[1][:n])
+        for name in ("precision", "recall", "f1", "correct") if scores else ():
+            assert scores["seqeval"][name] == pytest.approx(scores["strict"][name])
+    nested = entities("B-PER") + entities("B-LOC", "I-LOC")
+    assert span_scores([nested], [nested])["seqeval"]["f1"] == 1
 
 
 def test_details_lead_back_to_the_rows(report):
@@ -230,27 +278,6 @@ def test_the_record_is_three_files(report, tmp_path):
 HOSTILE = '</script><script>document.title="broken"</script><!--<b onload=x> \u2028 \ud800 \U0001f6b2 [Café] & "quotes"'
 
 
-def browser() -> str:
-    found = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
-    if not found:
-        pytest.skip("no Chromium on this machine")
-    return found
-
-
-def dom(page: Path, script: str = "") -> str:
-    """The page's DOM after `script` ran in it, at the width of a phone."""
-    if script:
-        text = page.read_text(errors="replace").replace("</html>", f"<script>{script}</script></html>")
-        page = page.with_name("driven.html")
-        page.write_text(text)
-    done = subprocess.run(
-        [browser(), "--headless", "--no-sandbox", "--window-size=390,844", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_the_page_works_in_a_browser(report, tmp_path):
     paths = write_report(report, tmp_path)
     html = dom(paths["html"])
@@ -267,8 +294,10 @@ def test_the_page_works_in_a_browser(report, tmp_path):
     base = dom(paths["html"], '$("model").value="base";$("model").dispatchEvent(new Event("change"));')
     assert "250 of 250 rows" in base
     assert "the answers have no log-probabilities" in base
-    width = dom(paths["html"], "document.title='width ' + (document.documentElement.scrollWidth <= innerWidth);")
-    assert "<title>width true" in width
+    width = dom(
+        paths["html"], "document.title = `${innerWidth} ${document.documentElement.scrollWidth <= innerWidth}`;"
+    )
+    assert "<title>390 true" in width
 
 
 def test_hostile_rows_are_shown_as_text(tmp_path):

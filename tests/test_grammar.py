@@ -2,13 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tunery.bases import find_base, load_tokenizer
 from tunery.config import BUNDLED_BASE
-from tunery.tasks import infer_task, learn, task_by_name
+from tunery.tasks import FunctionTask, infer_task, learn, task_by_name
 
 xgrammar = pytest.importorskip("xgrammar", reason="xgrammar comes with vLLM")
 
@@ -95,6 +96,7 @@ def test_function_grammar_accepts_all_of_viggo(compiler, viggo):
     for bad in (
         "", "inform", "inform(", good + " and more", "invent(name[x])", "inform(colour[red])", "inform(name[])",
         "inform(esrb[X (for Nobody)])", "inform(name[a]b])", "inform(name[a\nb])",
+        "recommend(rating[good])", "inform(specifier[good])",
     ):  # fmt: skip
         assert not accepts(grammar, bad), bad
 
@@ -102,6 +104,21 @@ def test_function_grammar_accepts_all_of_viggo(compiler, viggo):
 def test_function_grammar_accepts_all_of_the_embedded_data(compiler):
     held_out = rows_of(EMBEDDED / "val.jsonl") + rows_of(EMBEDDED / "test.jsonl")
     check(compiler, rows_of(EMBEDDED / "train.jsonl"), held_out)
+
+
+def test_a_function_takes_only_its_own_attributes_once_they_are_well_known(compiler):
+    rows = [("a red bike", "sell(colour[red])"), ("at noon", "meet(time[noon])"), ("bye", "bye()")] * 5
+    _, grammar = check(compiler, rows)
+    assert accepts(grammar, "sell(colour[red])")
+    for bad in ("sell(time[noon])", "meet(colour[red])", "bye(time[noon])"):
+        assert not accepts(grammar, bad), bad
+    few = [*rows, ("red, small", "sell(size[small])")]  # a rare one: there may be more of them
+    _, grammar = check(compiler, few)
+    assert accepts(grammar, "sell(time[noon], size[small])")
+    assert not accepts(grammar, "meet(colour[red])")
+    profile = learn(FunctionTask(), few)
+    older = replace(profile, form={"several": False, "bare": False})  # of a version trained before this was learnt
+    assert accepts(compiled(compiler, FunctionTask().grammar(older)), "meet(colour[red])")
 
 
 def test_several_calls_and_bare_attributes_are_accepted_where_the_rows_have_them(compiler):

@@ -33,6 +33,8 @@ FUNCTION = task_by_name("function")
         ("2.5", "about 2.50 each", "normalised", "number", "2.50"),
         ("2019-11-22", "out on November 22nd, 2019", "normalised", "date", "November 22nd, 2019"),
         ("04/03/2020", "on 4 March 2020", "normalised", "date", "4 March 2020"),
+        ("東京", "東京都に住む", "verbatim", None, "東京"),  # no spaces, so words begin anywhere
+        ("ｉＰｈｏｎｅ", "新しいiPhoneが欲しい", "normalised", "accent", "iPhone"),
         ("2", "room 21", "inferred", None, None),
         ("no", "it isn't", "inferred", None, None),
         ("", "anything", "inferred", None, None),

@@ -7,14 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from conftest import make_adapter
+from conftest import make_adapter, write_rows
 
 import tunery
-from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, TrainError
+from tunery.engine.cluster import free_port
+from tunery.engine.rows import EngineRows
+from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, StorageError, TrainError
 from tunery.ops import registry, runs, verbs
 from tunery.ops.scaffold import init
+from tunery.training import prepare
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -23,21 +27,6 @@ SETTINGS = {
     "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 2, "save_steps": 4, "bf16": False,
     "gradient_checkpointing": False,
 }  # fmt: skip
-
-
-def write_rows(folder: Path, n: int = 24) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["red", "green", "blue", "black"]
-    for split, count in (("train", n), ("test", 4)):
-        lines = [
-            {"instruction": "Name the colour as colour(name[...]).", "input": f"{words[i % 4]} bike {i}",
-             "output": f"colour(name[{words[i % 4]}])"}
-            for i in range(count)
-        ]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output"}}
-    registered = {f"shop-{s}": {"file_name": f"{s}.jsonl"} | entry for s in ("train", "test")}
-    (folder / "dataset_info.json").write_text(json.dumps(registered))
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +180,83 @@ def test_batch_answers_every_row_in_order(project, trained, tmp_path):
         tunery.batch(spec)
 
 
+def listening(heard: Path):
+    """The engine's operator, which also writes down the prompts that vLLM says it was given."""
+
+    class Listening(EngineRows):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            asked = self._engine.generate
+
+            async def generate(*args, **options):
+                async for output in asked(*args, **options):
+                    with heard.open("a") as file:
+                        file.write(json.dumps(output.prompt_token_ids) + "\n")
+                    yield output
+
+            self._engine.generate = generate
+
+    return Listening
+
+
+def test_eval_batch_and_serve_give_vllm_the_prompts_of_training(project, trained, tmp_path, monkeypatch):
+    heard = tmp_path / "heard.jsonl"
+    monkeypatch.setattr("tunery.engine.rows.EngineRows", listening(heard))
+    plan = prepare(verbs.placed_train(project))
+    wanted = [row.prompt for row in plan.rows[:3]]
+    spec = project.model_copy(deep=True)
+    spec.eval.dataset, spec.eval.max_samples, spec.eval.compare_base = "shop-train", 3, False
+    tunery.evaluate(spec)
+    assert sorted(map(json.loads, heard.read_text().splitlines())) == sorted(wanted)
+
+    heard.unlink()
+    rows = (Path(project.home) / "data" / "train.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": json.loads(r)["input"]}) + "\n" for r in rows))
+    spec.batch.input, spec.batch.output = str(tmp_path / "rows.jsonl"), str(tmp_path / "answers.jsonl")
+    spec.batch.sampling.max_tokens = 1
+    tunery.batch(spec)
+    assert sorted(map(json.loads, heard.read_text().splitlines())) == sorted(wanted)
+
+    spec.serve.port = free_port("127.0.0.1", 0)
+    with tunery.serve(spec) as service:
+        for example, ids in zip(plan.examples, wanted, strict=False):
+            messages = [{"role": m.role, "content": m.content} for m in example.messages]
+            body = {"model": "shop", "messages": messages, "max_tokens": 1, "return_token_ids": True}
+            answer = httpx.post(f"{service.url}/chat/completions", json=body, timeout=60, trust_env=False)
+            assert answer.json()["prompt_token_ids"] == ids
+
+
+def test_other_prompts_than_those_of_training_are_refused_by_eval_batch_and_serve(project, trained, tmp_path):
+    file = registry.get(Path(project.home), "shop@1").adapter / "prompts.json"
+    honest = file.read_text()
+    samples = json.loads(honest)
+    samples[-1]["prompt_token_ids"][-3] += 1
+    spec = project.model_copy(deep=True)
+    spec.batch.input, spec.batch.output = str(tmp_path / "rows.csv"), str(tmp_path / "answers.jsonl")
+    file.write_text(json.dumps(samples))
+    try:
+        for verb in (tunery.evaluate, tunery.batch, lambda spec: tunery.serve(spec).__enter__()):
+            with pytest.raises(ModelError, match=r"shop@1: .* does not write the prompts it was trained on"):
+                verb(spec)
+    finally:
+        file.write_text(honest)
+
+
+def test_a_version_whose_template_the_server_does_not_write_is_not_served(project, trained):
+    """Trained with Qwen's default system turn, over a base whose chat template has none."""
+    spec = project.model_copy(deep=True)
+    spec.model, spec.train.template, spec.train.max_steps = "bare", "qwen", 1
+    rows = [{"instruction": "Colour?", "input": f"red {i}", "output": "c(n[red])"} for i in range(4)]
+    file = Path(project.home) / "data" / "bare.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec.train.dataset, spec.train.eval_dataset = str(file), None
+    tunery.train(spec)
+    spec.serve.models = ["bare"]
+    assert verbs.load_model(spec, "bare").template.name == "qwen"
+    with pytest.raises(ModelError, match='template "auto" does not write'), tunery.serve(spec):
+        pytest.fail("it was served")
+
+
 def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(project, trained, tmp_path):
     """Kill -9 of the driver after its first checkpoint; the resumed adapter equals the undisturbed one."""
     home = tmp_path / "killed"
@@ -251,6 +317,15 @@ def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
         ({"cutoff_len": 40}, DataError, "longer than 40 tokens"),
         ({"resources_per_worker": {"GPU": 1}}, ResourceError, "GPU"),
         ({"resources_per_worker": {"CPU": 999}}, ResourceError, "999 CPU"),
+        ({"resources_per_worker": {"forklift": 1}}, ResourceError, "--set resources_per_worker=null"),
+        ({"ray_num_workers": (7, 9)}, ResourceError, "--set 'ray_num_workers=[4, 9]'"),
+        (
+            {"placement_strategy": "STRICT_SPREAD", "ray_num_workers": 2},
+            ResourceError,
+            "--set 'ray_num_workers=[1, 2]'",
+        ),
+        ({"ray_storage_path": "/proc/nowhere"}, StorageError, "/proc/nowhere"),
+        ({"resume_from_checkpoint": True}, TrainError, "no complete checkpoint"),
         ({"lora_target": "qkv"}, ModelError, "linear layers are"),
         ({"packing": "shared_prefix", "lora_dropout": 0.1}, ConfigError, "not exact"),
     ],
@@ -265,8 +340,6 @@ def test_what_cannot_work_is_said_before_it_starts(project, change, error, messa
 
 
 def test_overlong_rows_can_be_dropped_or_cut_and_it_is_said(project):
-    from tunery.training import prepare
-
     spec = verbs.placed_train(project)
     longest = max(map(len, prepare(spec).rows))
     dropped = prepare(spec.model_copy(update={"cutoff_len": longest - 1, "overlong": "drop"}))

@@ -26,32 +26,6 @@ JSON = st.recursive(
 )
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3 server of this process's own; yields the address of a bucket."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in settings.items():
-            patch.setenv(key, value)
-        import boto3
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps clients, and their endpoint, for good
-        boto3.client("s3").create_bucket(Bucket="tunery-test")
-        yield "s3://tunery-test"
-    server.stop()
-
-
 # --- names ---
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tunery.bases import find_base, load_tokenizer
-from tunery.data.template import Template, common_turns
+from tunery.data.template import Template, check_prompts, common_turns, prompt_samples
 from tunery.errors import ConfigError, DataError, ModelError
 from tunery.types import Example, Message
 
@@ -210,3 +210,29 @@ def test_the_chat_template_of_a_layout_writes_what_the_layout_writes(tokenizer, 
             chat, chat_template=template.chat_template, add_generation_prompt=True, tokenize=False
         )
         assert written == tokenizer.decode(template.prompts([e])[0])
+
+
+def test_prompts_of_another_template_are_refused_by_the_token_where_they_part(tokenizer):
+    examples = [example(f"Do it.\n{'very ' * n}red box") for n in range(9)]
+    template = Template("chatml", tokenizer)
+    samples = prompt_samples(examples, template.rows(examples))
+    lengths = [len(s["prompt_token_ids"]) for s in samples]
+    assert len(samples) == 4
+    assert (lengths[0], lengths[-1]) == tuple(len(template.prompts([e])[0]) for e in (examples[0], examples[-1]))
+    check_prompts(samples, template, "shop@1")
+    check_prompts(samples, Template("auto", tokenizer), "shop@1")  # another name, the same prompts
+    with pytest.raises(ModelError, match=r'shop@1: template "qwen" .* from token 1 on') as caught:
+        check_prompts(samples, Template("qwen", tokenizer), "shop@1")
+    assert "in training 'user" in caught.value.message
+    assert prompt_samples([], []) == []
+    assert len(prompt_samples(examples[:1], template.rows(examples[:1]))) == 1
+
+
+def test_llama3_begins_as_llamas_own_template_does(tiny_base):
+    own = load_tokenizer(find_base(str(tiny_base)))  # a tokenizer with Llama's signs
+    own.add_special_tokens({"additional_special_tokens": [
+        "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+    ]})  # fmt: skip
+    text = own.decode(Template("llama3", own).prompts([example()])[0])
+    assert text.startswith("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nDo it.")
+    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")

@@ -3,13 +3,14 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from test_journey import write_rows
 from test_packing import SMALL, rows
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tunery
 from tunery.config import TrainSpec, parse, resolve_train
@@ -49,7 +50,7 @@ def base(tmp_path_factory) -> Path:
     """A random Llama of two layers, with weights in bf16."""
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).to(torch.bfloat16).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 
@@ -73,7 +74,7 @@ def logits(model, row: Row) -> torch.Tensor:
         return model(input_ids=torch.tensor([row.prompt + row.target])).logits
 
 
-def plainly(folder: Path):
+def plainly(folder: Path) -> Any:
     """A model as anybody loads it."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
@@ -157,7 +158,7 @@ def test_frozen_parts_keep_every_bit(base, tmp_path):
 
 def test_noise_is_as_loud_in_a_pack_as_alone(base):
     """NEFTune's noise is at most alpha / sqrt(L d), L being the row's own length."""
-    model = build_model(spec_of(base, neftune_noise_alpha=5.0), base, "cpu")
+    model: Any = build_model(spec_of(base, neftune_noise_alpha=5.0), base, "cpu")
     heard = []
     embedding = model.get_input_embeddings()
     embedding.register_forward_hook(lambda module, args, out: heard.append(out))

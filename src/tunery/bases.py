@@ -145,7 +145,7 @@ class QuickTokenizer:
         rest = [i for i, ids in enumerate(known) if ids is None] if known else range(len(texts))
         if not rest:
             return [ids for ids in known if ids is not None]
-        found = self._core.encode_batch([texts[i] for i in rest], add_special_tokens=add_special_tokens)
+        found = self._core.encode_batch_fast([texts[i] for i in rest], add_special_tokens=add_special_tokens)
         slow = dict(zip(rest, (encoding.ids for encoding in found), strict=True))
         return [slow[i] if i in slow else known[i] or [] for i in range(len(texts))]
 

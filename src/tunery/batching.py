@@ -45,6 +45,7 @@ def run_batch(
     adapter: Adapter | None,
     template: Template,
     task: Task,
+    system: str | None,
     instruction: str | None,
     log_dir: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -52,7 +53,8 @@ def run_batch(
     """Answer every row of `spec.input` and write `spec.output` as JSONL or Parquet.
 
     Output rows hold the input's columns and `output` (raw text), `parsed` (canonical text, or null), `finish_reason`,
-    `prompt_tokens`, `completion_tokens`, `error`, in the input's order.
+    `prompt_tokens`, `completion_tokens`, `error`, in the input's order. `system` and `instruction` are what all
+    training rows shared; a row's own columns of these names come first.
     """
     if not spec.input or not spec.output:
         raise ConfigError("a batch needs an input and an output", hint="tunery batch rows.jsonl answers.jsonl")
@@ -65,7 +67,7 @@ def run_batch(
     clash = sorted(set(rows[0]) & {"parsed", "finish_reason", "prompt_tokens", "completion_tokens", "error"})
     if clash:
         raise DataError(f"the input already has the column(s) {', '.join(clash)}", hint="rename them in the input")
-    examples = _examples(rows, spec.column, instruction, spec.input)
+    examples = _examples(rows, spec.column, system, instruction, spec.input)
     limit = spec.sampling.max_tokens or min(ANSWER_TOKENS, base.context // 2)
     requests = [
         {"id": str(i), "prompt_token_ids": ids, "model": adapter and adapter.name, "max_tokens": limit}
@@ -113,7 +115,7 @@ def _row(row: dict[str, Any], completion: Completion | None, task: Task) -> dict
 
 
 def _examples(
-    rows: Sequence[dict[str, Any]], column: str | None, instruction: str | None, source: str
+    rows: Sequence[dict[str, Any]], column: str | None, system: str | None, instruction: str | None, source: str
 ) -> list[Example]:
     columns = list(rows[0])
     name = column or next((c for c in _TEXT_COLUMNS if c in columns), None)
@@ -127,8 +129,10 @@ def _examples(
         text = row.get(name)
         if not isinstance(text, str):
             raise DataError(f'column "{name}" holds no text', where=f"{source}, row {i + 1}")
+        before = row.get("system") if isinstance(row.get("system"), str) else system
         own = row.get("instruction") if isinstance(row.get("instruction"), str) else instruction
-        examples.append(Example(str(i), (Message("user", f"{own}\n{text}" if own else text),), None))
+        turns = (Message("user", "\n".join(filter(None, (own, text)))),)
+        examples.append(Example(str(i), (Message("system", before), *turns) if before else turns, None))
     return examples
 
 

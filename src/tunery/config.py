@@ -21,7 +21,7 @@ BUNDLED_BASE = "tunery-base"
 # What LLaMA-Factory uses these keys for is either always so here, or has no meaning here.
 INERT_TRAIN_KEYS = frozenset({
     "do_train", "do_eval", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
-    "overwrite_output_dir", "ray_storage_path", "save_only_model", "use_cache", "flash_attn",
+    "overwrite_output_dir", "save_only_model", "use_cache", "flash_attn",
     "per_device_eval_batch_size", "ray_init_kwargs", "batch_eval_metrics", "include_num_input_tokens_seen",
 })  # fmt: skip
 
@@ -119,7 +119,9 @@ class TrainSpec(Spec):
     resume_from_checkpoint: str | bool | None = None
     # Ray
     ray_run_name: str | None = None
-    ray_num_workers: int = Field(default=1, ge=1)
+    ray_num_workers: int | tuple[int, int] = 1  # [fewest, most]: as many of them as the cluster can give
+    ray_storage_path: str | None = None  # where checkpoints go besides the output folder: a folder, s3:// or gs://
+    max_failures: int = Field(default=3, ge=-1)  # lost workers before the run is given up; -1: any number
     resources_per_worker: dict[str, float] | None = None
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
@@ -130,10 +132,24 @@ class TrainSpec(Spec):
             raise ValueError("is empty")
         return value
 
+    @field_validator("ray_num_workers")
+    @classmethod
+    def _some_workers(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        fewest, most = value if isinstance(value, tuple) else (value, value)
+        if not 1 <= fewest <= most:
+            raise ValueError("must be a number from 1 up, or [fewest, most]")
+        return value
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        n = self.ray_num_workers
+        return n if isinstance(n, tuple) else (n, n)
+
     @property
     def batch_rows(self) -> int:
-        """Rows per optimizer step, over all workers."""
-        return (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.ray_num_workers
+        """Rows per optimizer step, over all workers. The same however many of them there are at the moment."""
+        return (self.per_device_train_batch_size or 1) * self.gradient_accumulation_steps * self.workers[1]
 
 
 # For the bundled base (see bench/RESULTS.md). Others get what is usual for large ones.
@@ -235,6 +251,26 @@ class Project(Spec):
     batch: BatchSpec = Field(default_factory=BatchSpec)
     serve: ServeSpec = Field(default_factory=ServeSpec)
     ray: RaySpec = Field(default_factory=RaySpec)
+
+
+def in_project(project: Project, path: str) -> str:
+    """`path` as seen from the project's folder, where it is local and relative."""
+    if "://" in path or Path(path).expanduser().is_absolute():
+        return path
+    return str(Path(project.home) / path)
+
+
+def placed_train(project: Project) -> TrainSpec:
+    """The train section with its paths made independent of the current folder."""
+    spec = project.train
+    update: dict[str, Any] = {"dataset_dir": in_project(project, spec.dataset_dir)}
+    for key in ("output_dir", "ray_storage_path", "resume_from_checkpoint"):
+        if isinstance(path := getattr(spec, key), str):
+            update[key] = in_project(project, path)
+    near = Path(project.home) / spec.model_name_or_path
+    if spec.model_name_or_path != BUNDLED_BASE and near.is_dir():
+        update["model_name_or_path"] = str(near)
+    return spec.model_copy(update=update)
 
 
 SpecT = TypeVar("SpecT", bound=Spec)

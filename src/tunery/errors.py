@@ -58,6 +58,10 @@ class StorageError(TuneryError):
     code = "storage"
 
 
+class UnreachableError(StorageError):
+    """A storage that does not answer now and may later."""
+
+
 class ModelError(TuneryError):
     """A base model, tokenizer or adapter that is missing or does not fit."""
 

@@ -16,16 +16,19 @@ import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Literal, Self, TypeVar, cast
 
-from tunery.errors import RunError, StorageError
+from tunery.errors import RunError, StorageError, UnreachableError
 
 AnyPath = str | os.PathLike[str]
 Progress = Callable[[int, int | None], None]  # (bytes done, bytes in all when known)
 CHUNK = 1 << 18  # bytes a read
+RETRY_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds
+T = TypeVar("T")
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -124,9 +127,10 @@ def translate(error: BaseException, path: AnyPath, action: str = "read") -> Stor
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
         hint = "use a local path, file://, http(s)://, s3:// or gs://"
         return StorageError(f"cannot {action} {name}: unknown scheme", hint=hint)
-    if isinstance(error, ConnectionError | TimeoutError) or kinds & _OFFLINE:
+    busy = is_remote(path) and number in (errno.EBUSY, errno.EREMOTEIO)  # s3fs has them for S3's 5xx
+    if isinstance(error, ConnectionError | TimeoutError) or kinds & _OFFLINE or busy or _is_5xx(error):
         hint = "check the network, the proxy and the address"
-        return StorageError(f"cannot reach {name}: {_brief(error)}", hint=hint)
+        return UnreachableError(f"cannot reach {name}: {_brief(error)}", hint=hint)
     return StorageError(f"cannot {action} {name}: {_brief(error)}")
 
 
@@ -147,6 +151,11 @@ def _is_missing(error: BaseException | None) -> bool:
 def _status(error: BaseException) -> int | None:
     """The HTTP status in an error of aiohttp, urllib or gcsfs."""
     return getattr(error, "status", None) or getattr(error, "code", None)
+
+
+def _is_5xx(error: BaseException) -> bool:
+    status = _status(error)
+    return isinstance(status, int) and status >= 500
 
 
 def _brief(error: BaseException) -> str:
@@ -173,6 +182,19 @@ def _is_about(name: Any, path: AnyPath) -> bool:
         return True
     here = local(path).absolute()
     return isinstance(name, str | bytes) and Path(os.fsdecode(name)).absolute() in (here, *here.parents)
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """`work()`, tried again after ever longer pauses, a minute in all, while its storage cannot be reached.
+
+    Raises what `work` raises: UnreachableError when the pauses are used up, anything else at once.
+    """
+    for pause in RETRY_PAUSES:
+        try:
+            return work()
+        except UnreachableError:
+            time.sleep(pause)
+    return work()
 
 
 def filesystem(path: AnyPath) -> tuple[Any, str]:
@@ -329,6 +351,16 @@ def write_atomic(path: AnyPath, data: bytes | str) -> None:
 def write_json_atomic(path: AnyPath, value: Any) -> None:
     """`write_atomic` of a value as indented JSON. Dataclasses, paths and numpy scalars are understood."""
     write_atomic(path, to_json(value, indent=2) + "\n")
+
+
+def remove(path: AnyPath) -> None:
+    """Delete one file. Raises StorageError."""
+    with translating(path, "remove"):
+        if is_remote(path):
+            fs, inner = filesystem(path)
+            fs.rm_file(inner)
+        else:
+            local(path).unlink()
 
 
 def append_jsonl(path: AnyPath, row: Any, *, sync: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunery.cli.options import HELP, AsJson, ProjectOption, open_screen, read_project
+from tunery.cli.options import HELP, AsJson, DryRun, ProjectOption, open_screen, read_project
 from tunery.errors import DataError
 
 data_app = typer.Typer(
@@ -143,16 +143,22 @@ def _checked(
 ) -> Any:  # fmt: skip
     from tunery.config import BUNDLED_BASE
     from tunery.ops.datasets import check_data
-    from tunery.ops.verbs import as_project, placed_train
 
     folder, chosen = _datasets(project, names, dataset_dir)
-    given = {"model_name_or_path": base, "template": template, "cutoff_len": cutoff_len}
-    spec = placed_train(as_project(read_project(project, None, None)))
-    spec = spec.model_copy(update={k: v for k, v in given.items() if v is not None})
+    spec = _train(project, base, template, cutoff_len)
     here = spec.model_name_or_path == BUNDLED_BASE or Path(spec.model_name_or_path).expanduser().is_dir()
     if not here and not base:
         screen.say(f"[yellow]note:[/] {spec.model_name_or_path} is not on this machine: lengths are in characters")
     return check_data(chosen, folder, train=spec if here or base else None, task=task)
+
+
+def _train(project: Path | None, base: str | None, template: str | None, cutoff_len: int | None) -> Any:
+    """The project's train section with what was given on the command line."""
+    from tunery.ops.verbs import as_project, placed_train
+
+    given = {"model_name_or_path": base, "template": template, "cutoff_len": cutoff_len}
+    spec = placed_train(as_project(read_project(project, None, None)))
+    return spec.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
 @data_app.command("stats")
@@ -230,6 +236,60 @@ def _say_divided(as_json: bool, done: Any) -> None:
     ], right=("rows", "distinct outputs"))  # fmt: skip
     screen.say(f"[dim]grouped by {done.by}[/]")
     _say_counts(screen, done.read, sum(done.files.values()), done.dropped, done.left)
+    screen.result(dataclasses.asdict(done))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSONL, CSV or Parquet: a file, folder, glob or URL.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A new folder, here or remote (s3://, gs://).")],
+    val: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows for validation.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows for the test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed gives other parts.")] = 42,
+    base: Annotated[str | None, typer.Option(help="Tokenise as this base does. Default: the project's.")] = None,
+    template: Annotated[str | None, typer.Option(help="... written with this template.")] = None,
+    cutoff_len: Annotated[int | None, typer.Option(min=1, help="Longest row in tokens. Default: the base's.")] = None,
+    project: ProjectOption = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check, divide and tokenise more rows than fit into memory, on all cores or a Ray cluster.
+
+    Writes OUTPUT/train, val, test (Parquet: id, prompt and target token ids) and dropped, then prepared.json: without
+    it the folder is not whole, and the same command goes on with it.
+
+    Example: [bold]tunery data prepare 's3://bucket/rows/*.jsonl' prepared --val 0.01[/]
+    """
+    from tunery.ops.datasets import plan_preparing, prepare_data
+    from tunery.storage import shown
+
+    screen = open_screen(as_json)
+    job = plan_preparing(
+        source, output, _train(project, base, template, cutoff_len), val=val, test=test, seed=seed
+    )  # fmt: skip
+    facts = job.settings() | {"files": len(job.files), "bytes": sum(job.files.values()), "goes_on": job.begun}
+    if dry_run:
+        screen.table(("what", "value"), list(facts.items()))
+        screen.result(facts)
+        return
+    if job.begun:
+        screen.say("[dim]going on where it stopped[/]")
+
+    def progress(rows: int) -> None:
+        screen({"event": "stage", "text": f"{rows:,} rows"})
+
+    screen({"event": "stage", "text": "starting Ray"})
+    address = read_project(project, None, None).ray.address
+    done = prepare_data(job, address=address, on_progress=progress)
+    screen.stop()
+    _say_counts(screen, done.read, sum(done.rows.values()), done.dropped)
+    splits = ", ".join(f"{name} {n:,}" for name, n in done.rows.items() if n)
+    screen.say(f"{shown(output)}: {splits} rows, {done.tokens:,} tokens, in {done.seconds:,.0f} s")
+    found = {"repeats": done.duplicates, "inputs with more than one output": done.contradictions,
+             "inputs in more than one split": done.leakage}  # fmt: skip
+    for what, n in found.items():
+        if n:
+            screen.say(f"[yellow]note:[/] {n:,} {what}")
     screen.result(dataclasses.asdict(done))
 
 

@@ -24,9 +24,19 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .error{border-color:var(--error)}.warning{border-color:var(--warning)}.note{border-color:var(--line)}
 .error b{color:var(--error)}.warning b{color:var(--warning)}.note b{color:var(--note)}
 code,li{font:.85rem/1.5 ui-monospace,monospace;overflow-wrap:anywhere}ul{margin:.3rem 0;padding-left:1.1rem}
-.dim{color:var(--dim)}svg{max-width:100%;height:auto}svg text{fill:var(--dim);font:11px system-ui,sans-serif}
+.dim{color:var(--dim)}svg{max-width:100%;height:auto}svg text{fill:var(--dim);font:13px system-ui,sans-serif}
 svg rect{fill:var(--bar)}svg line{stroke:var(--error);stroke-dasharray:4 3}
+@media(max-width:40rem){svg text{font-size:22px}
+.attributes tr{display:grid;grid-template-columns:minmax(0,1fr) 4.5rem 4.5rem}
+.attributes td,.attributes th{border:0;padding:.2rem 0;overflow-wrap:anywhere}
+.attributes tr{border-bottom:1px solid var(--line)}
+.attributes :nth-child(4){grid-column:1/-1;color:var(--dim)}}
 """
+_READ = (
+    "read = kept + dropped; what is dropped is no example, as a finding below says. Distinct inputs differ by more "
+    "than case and white space. Lengths are of prompt and output together."
+)
+_COUNT = "How often each stands in the outputs, and its most frequent values; (none): it stands there without a value."
 
 
 def page(result: CheckResult, title: str) -> str:
@@ -45,27 +55,28 @@ def page(result: CheckResult, title: str) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], right: int = 0) -> str:
-    """A table whose columns from the second on are numbers, `right` of them."""
+def _table(rows: Sequence[Sequence[Any]], right: int = 0, kind: str = "") -> str:
+    """A table, its first row the head, its columns from the second on numbers, `right` of them."""
 
     def cell(tag: str, i: int, value: Any) -> str:
         text = f"{value:,}" if isinstance(value, int) else str(value)
         return f"<{tag}{' class=n' if 0 < i <= right else ''}>{escape(text)}</{tag}>"
 
-    lines = [("th", head), *(("td", row) for row in rows)]
+    lines = [("td" if at else "th", row) for at, row in enumerate(rows)]
     body = "".join(f"<tr>{''.join(cell(tag, i, v) for i, v in enumerate(row))}</tr>" for tag, row in lines)
-    return f'<div class="wide"><table>{body}</table></div>\n'
+    return f'<div class="wide {kind}"><table>{body}</table></div>\n'
 
 
 def _splits(splits: Sequence[SplitStats]) -> str:
-    head = ("dataset", "read", "kept", "dropped", "distinct inputs", "distinct outputs", "mean length", "longest")
-    rows = []
+    """A column a dataset, so that two or three of them fit on a phone."""
+    head = ("", "read", "kept", "dropped", "distinct inputs", "distinct outputs", "mean length", "longest")
+    rows: list[Sequence[Any]] = [head]
     for s in splits:
         longest = f"{s.longest[0][1]:,} {s.unit}" if s.longest else ""
         dropped = sum(s.dropped.values())
         mean = f"{s.mean_length:,}"
         rows.append((s.name, s.read, s.rows, dropped, s.distinct_inputs, s.distinct_outputs, mean, longest))
-    return _table(head, rows, right=7)
+    return f'{_table(list(zip(*rows, strict=True)), right=len(splits))}<p class="dim">{_READ}</p>'
 
 
 def _finding(finding: Finding) -> str:
@@ -82,7 +93,7 @@ def _lengths(split: SplitStats, cutoff: int | None) -> str:
     bars = split.histogram
     if not bars:
         return ""
-    width, height, top = 640, 140, 18
+    width, height, top = 640, 140, 26
     low, high = bars[0][0], bars[-1][1]
     drawn = cutoff if cutoff is not None and split.unit == "tokens" and low <= cutoff else None
     far = drawn is not None and drawn > 2 * high  # far away, it would press the bars together
@@ -99,24 +110,25 @@ def _lengths(split: SplitStats, cutoff: int | None) -> str:
     if drawn is not None and not far:
         x = (drawn - low) * scale
         anchor = "end" if x > width / 2 else "start"
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{top + height}"/>'
-                     f'<text x="{x:.1f}" y="11" text-anchor="{anchor}">cutoff {drawn:,}</text>')  # fmt: skip
-    y = top + height + 14
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{top + height}"/>'
+                     f'<text x="{x:.1f}" y="19" text-anchor="{anchor}">cutoff {drawn:,}</text>')  # fmt: skip
+    y = top + height + 21
     parts.append(f'<text x="0" y="{y}">{low:,}</text>')
     parts.append(f'<text x="{width}" y="{y}" text-anchor="end">{high:,} {split.unit}</text>')
     note = f'<p class="dim">The cutoff, {cutoff:,}, lies far to the right.</p>' if far else ""
     return (
         f'<h2>Lengths of {escape(split.name)}</h2><svg role="img" aria-label="lengths" '
-        f'viewBox="0 0 {width} {top + height + 18}">{"".join(parts)}</svg>{note}\n'
+        f'viewBox="0 0 {width} {top + height + 28}">{"".join(parts)}</svg>{note}\n'
     )
 
 
 def _attributes(split: SplitStats) -> str:
     if not split.attributes:
         return ""
-    rows = [(path, sum(v.values()), len(v), values(v)) for path, v in split.attributes.items()]
-    head = ("attribute", "count", "distinct", "most frequent values")
-    return f"<h2>Outputs of {escape(split.name)}</h2>{_table(head, rows, right=2)}"
+    rows: list[Sequence[Any]] = [(path, sum(v.values()), len(v), values(v)) for path, v in split.attributes.items()]
+    rows.insert(0, ("attribute", "count", "distinct", "most frequent values"))
+    table = _table(rows, right=2, kind="attributes")
+    return f'<h2>Outputs of {escape(split.name)}</h2><p class="dim">{_COUNT}</p>{table}'
 
 
 def values(counts: Mapping[str, int], shown: int = 6) -> str:

@@ -71,7 +71,7 @@ def read_rows(path: str, label: str, fault: OnFault = strict) -> list[Row]:
     if kind in ("parquet", "arrow"):
         rows = list(_columnar(data, label, kind))
     elif kind == "csv":
-        rows = list(_csv(_decode(data, label), label, "\t" if ".tsv" in path else ",", counted))
+        rows = list(csv_rows(io.StringIO(_decode(data, label), newline=""), label, _delimiter(path), counted))
     elif data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         rows = list(_json_array(_decode(data, label), label, counted))
     else:
@@ -244,9 +244,14 @@ def _as_object(row: Any, where: str) -> dict[str, Any]:
     return row
 
 
-def _csv(text: str, label: str, delimiter: str, fault: OnFault) -> Iterator[Row]:
+def _delimiter(path: str) -> str:
+    return "\t" if ".tsv" in path else ","
+
+
+def csv_rows(lines: Iterable[str], label: str, delimiter: str, fault: OnFault = strict) -> Iterator[Row]:
+    """Rows of a CSV's lines, whose line ends must be left as they are; a lone surrogate stands for a byte not UTF-8."""
     csv.field_size_limit(MAX_LINE)  # a cell may hold a document; the default stops at 128 KiB
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
     while True:

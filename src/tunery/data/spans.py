@@ -1,8 +1,10 @@
 """Spans of a text, and the structured targets that stand for them: there and back.
 
 A target names what was found, not where: models copy text well and count characters badly. `render` writes spans as
-a target, `place` finds the values of a target in the text again. Offsets are in Unicode code points, end exclusive,
-as Python slices.
+a target, `place` finds the values of a target in the text again, all of them together, so that repeated ones get places
+of their own. (How far one value is grounded at all, be it as a number or a date, is another question, which
+tunery.tasks.grounding answers; what a whole word is, both take from here.) Offsets are in Unicode code points, end
+exclusive, as Python slices.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def place(text: str, pairs: Sequence[tuple[str, str]]) -> tuple[list[Span], list
             span = Span(starts[at], ends[at + len(needle) - 1], label)
             if span not in spans:
                 taken = any(span.start < s.end and s.start < span.end for s in spans)
-                cut = _inside_word(text, span.start) or _inside_word(text, span.end)
+                cut = inside_word(text, span.start) or inside_word(text, span.end)
                 rank = (cut, taken, text[span.start : span.end] != value, span)
                 best = rank if best is None else min(best, rank)
             at = folded.find(needle, at + 1)
@@ -179,7 +181,7 @@ def _fold(text: str) -> tuple[str, list[int], list[int]]:
     return "".join(out), starts, ends
 
 
-def _inside_word(text: str, at: int) -> bool:
+def inside_word(text: str, at: int) -> bool:
     """Whether a cut at `at` parts a word. Scripts without spaces have words that begin anywhere."""
     return 0 < at < len(text) and _in_word(text[at - 1]) and _in_word(text[at])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,6 +264,40 @@ class Template:
                 hint=f"training and inference would disagree; choose template: {' | '.join(LAYOUTS)}",
             )
         return whole[len(prompt) :]
+
+
+def prompt_samples(examples: Sequence[Example], rows: Sequence[Row], most: int = 4) -> list[dict[str, Any]]:
+    """Some training prompts, from the shortest to the longest: {"messages", "prompt_token_ids"}, as JSON values."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+    picked = dict.fromkeys(order[i * (len(order) - 1) // (most - 1)] for i in range(most)) if order else ()
+    return [
+        {
+            "messages": [{"role": m.role, "content": m.content} for m in examples[i].messages],
+            "prompt_token_ids": rows[i].prompt,
+        }
+        for i in picked
+    ]
+
+
+def check_prompts(samples: Sequence[Mapping[str, Any]], template: Template, name: str) -> None:
+    """Raises ModelError where `template` writes one of `prompt_samples` otherwise than the training of `name` did.
+
+    The one check of eval, batch and serve, each with the very template and tokenizer it is about to write prompts with.
+    """
+    messages = [tuple(Message(m["role"], m["content"]) for m in s["messages"]) for s in samples]
+    written = template.prompts([Example(str(i), turns, None) for i, turns in enumerate(messages)])
+    for sample, now in zip(samples, written, strict=True):
+        then = sample["prompt_token_ids"]
+        if now == then:
+            continue
+        pairs = enumerate(zip(then, now, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(then), len(now)))
+        before, after = (template.tokenizer.decode(ids[at : at + 8]) for ids in (then, now))
+        raise ModelError(
+            f'{name}: template "{template.name}" does not write the prompts it was trained on: from token {at} on '
+            f"{after!r}, in training {before!r}",
+            hint=f"its answers would be worse, and nothing would say so; train it again with template: {template.name}",
+        )
 
 
 def common_turns(examples: Sequence[Example]) -> tuple[str | None, str | None]:

@@ -181,20 +181,46 @@ def _quiet_data() -> None:
     context.print_on_execution_start = False
 
 
-def require(resources: Mapping[str, float], count: int = 1) -> None:
-    """Check that the cluster as a whole has `count` times `resources`, e.g. require({"GPU": 1}, 2).
+def room(resources: Mapping[str, float], strategy: str = "PACK") -> int:
+    """How many times `resources` fit on the cluster's machines, each time on one of them, in use or not.
+
+    `strategy` is Ray's placement strategy: STRICT_PACK wants all on one machine, STRICT_SPREAD one a machine.
+    """
+    import ray
+
+    machines = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            fits = [have.get(name, 0) / amount for name, amount in resources.items() if amount > 0]
+            machines.append(int(min(fits) + 1e-6) if fits else sys.maxsize)
+    if strategy == "STRICT_PACK":
+        return max(machines, default=0)
+    return sum(min(n, 1) for n in machines) if strategy == "STRICT_SPREAD" else sum(machines)
+
+
+def require(resources: Mapping[str, float], count: int = 1, strategy: str = "PACK") -> None:
+    """Check that the cluster has room for `count` times `resources`, e.g. require({"GPU": 1}, 2).
 
     Raises ResourceError naming what is short; without it Ray would wait for ever.
     """
     import ray
 
+    fits = room(resources, strategy)
+    if fits >= count:
+        return
+    hint = "ask for fewer workers, or connect to a larger cluster with --address"
     have = ray.cluster_resources()
     for name, amount in resources.items():
         if have.get(name, 0) < amount * count:
             raise ResourceError(
-                f"{amount * count:g} {name} are needed and the cluster has {have.get(name, 0):g}",
-                hint="ask for fewer workers, or connect to a larger cluster with --address",
+                f"{amount * count:g} {name} are needed and the cluster has {have.get(name, 0):g}", hint=hint
             )
+    each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    raise ResourceError(
+        f"{count} workers need {each} each on one machine ({strategy}), and the machines have room for {fits}",
+        hint=hint,
+    )
 
 
 def free_port(host: str, port: int) -> int:

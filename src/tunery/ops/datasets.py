@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunery.bases import Base, QuickTokenizer, find_base, load_tokenizer
 from tunery.config import TrainSpec, resolve_train
@@ -19,6 +19,9 @@ from tunery.storage import AnyPath, exists, join, read_json, write_json_atomic
 from tunery.tasks import infer_task, task_by_name
 from tunery.tasks.profile import Profile, learn
 from tunery.types import Dataset
+
+if TYPE_CHECKING:
+    from tunery.preparing import Job, Prepared
 
 _LEARNT_FROM = 600  # rows: enough to tell closed sets from copied text; which values there are is counted in all rows
 
@@ -56,6 +59,29 @@ def check_data(
         profile=_profile(meaning, datasets[0]),
         quarantined=quarantined,
     )
+
+
+def plan_preparing(
+    source: AnyPath, into: AnyPath, train: TrainSpec, *, val: float = 0.05, test: float = 0.0, seed: int = 42
+) -> Job:
+    """Check that `source` can be prepared into `into` as `train`'s base and template read it: see tunery.preparing."""
+    from tunery.preparing import plan
+
+    spec = resolve_train(train)
+    base = find_base(spec.model_name_or_path)
+    options = {"cutoff_len": spec.cutoff_len, "val": val, "test": test, "seed": seed}
+    return plan(source, into, base=base, template=spec.template or "auto", **options)
+
+
+def prepare_data(job: Job, *, address: str | None = None, on_progress: Callable[[int], None]) -> Prepared:
+    """Prepare what `plan_preparing` looked at, on a Ray started here or the one at `address`."""
+    from tempfile import TemporaryDirectory
+
+    from tunery.engine.cluster import connect, quiet
+    from tunery.preparing import prepare
+
+    with TemporaryDirectory(prefix="tunery-") as logs, quiet(Path(logs) / "driver.log"), connect(address):
+        return prepare(job, on_progress=on_progress)
 
 
 def _profile(task: Any, dataset: Dataset) -> Profile:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tunery.bases import Base
 from tunery.config import nearest
-from tunery.data.template import common_turns
+from tunery.data.template import Template, check_prompts, common_turns, prompt_samples
 from tunery.errors import ModelError, RunError, TuneryError
 from tunery.storage import read_json, write_json_atomic
 from tunery.tasks import Profile, learn
@@ -66,6 +66,7 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
             values = dataclasses.asdict(entry)
             del values["adapter"]
             write_json_atomic(part / "profile.json", profile.to_dict())
+            write_json_atomic(part / "prompts.json", _uncut_prompts(plan))
             write_json_atomic(part / "version.json", values)
             try:
                 part.rename(shelf / str(number))
@@ -77,6 +78,13 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _uncut_prompts(plan: Plan) -> list[dict[str, Any]]:
+    """Samples of what was trained on, without rows that `overlong: truncate` may have cut."""
+    limit = min(plan.spec.cutoff_len or plan.base.context, plan.base.context)
+    whole = [(e, r) for e, r in zip(plan.examples, plan.rows, strict=True) if len(r) < limit]
+    return prompt_samples([e for e, _ in whole], [r for _, r in whole])
 
 
 def get(home: Path, ref: str) -> ModelVersion:
@@ -130,6 +138,20 @@ def check_base(version: ModelVersion, base: Base) -> None:
             f"(digest {version.base_digest}, here {base.digest})",
             hint=f"use the base it was trained on: {version.base}",
         )
+
+
+def check_template(version: ModelVersion, template: Template) -> None:
+    """Raises ModelError when `template` would not write the prompts that `version` was trained on.
+
+    A version from before these were kept passes.
+    """
+    file = version.adapter / "prompts.json"
+    if not file.exists():
+        return
+    try:
+        check_prompts(read_json(file), template, version.ref)
+    except (KeyError, TypeError) as exc:
+        raise RunError(f"prompts.json was written by another Tunery: {exc!r}", where=str(file.parent)) from None
 
 
 def adapter_config(folder: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.bases import Base, find_base, load_tokenizer
-from tunery.config import BUNDLED_BASE, Project, TrainSpec, load_project
+from tunery.config import Project, TrainSpec, in_project, load_project, placed_train
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
@@ -44,23 +44,6 @@ def as_project(project: AnyProject) -> Project:
     return load_project(Path(project) if project is not None else None)
 
 
-def in_project(project: Project, path: str) -> str:
-    """`path` as seen from the project's folder, where it is local and relative."""
-    if "://" in path or Path(path).expanduser().is_absolute():
-        return path
-    return str(Path(project.home) / path)
-
-
-def placed_train(project: Project) -> TrainSpec:
-    """The train section with its paths made independent of the current folder."""
-    spec = project.train
-    update: dict[str, Any] = {"dataset_dir": in_project(project, spec.dataset_dir)}
-    near = Path(project.home) / spec.model_name_or_path
-    if spec.model_name_or_path != BUNDLED_BASE and near.is_dir():
-        update["model_name_or_path"] = str(near)
-    return spec.model_copy(update=update)
-
-
 @contextmanager
 def _ray(project: Project, log_dir: Path) -> Iterator[None]:
     from tunery.engine.cluster import connect, quiet
@@ -90,7 +73,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     context = runs.resume(home, earlier.id, resolved) if earlier else runs.start(home, "train", resolved)
     with context as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        output = Path(in_project(project, plan.spec.output_dir)) if plan.spec.output_dir else run.path / "output"
+        output = Path(plan.spec.output_dir) if plan.spec.output_dir else run.path / "output"
 
         def heard(event: Mapping[str, Any]) -> None:
             if "parity" not in event:  # that is parity.json
@@ -110,6 +93,8 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
 
 
 def _resumable(home: Path, wanted: str, project: Project) -> Run:
+    from tunery.training.output import INDIFFERENT
+
     candidates = [r for r in runs.list_runs(home) if r.kind == "train" and r.state in ("interrupted", "failed")]
     if wanted != "last":
         run = runs.get(home, wanted)
@@ -120,7 +105,8 @@ def _resumable(home: Path, wanted: str, project: Project) -> Run:
     if run.state == "succeeded":
         raise RunError(f"run {run.id} has succeeded already")
     before, now = run.spec.get("train", {}), project.model_dump(mode="json")["train"]
-    changed = sorted(k for k in now if before.get(k) != now[k])
+    free = INDIFFERENT - {"output_dir"}  # rows, base and batch are compared with the checkpoint
+    changed = sorted(k for k in now if k not in free and before.get(k) != now[k])
     if changed:
         raise RunError(
             f"run {run.id} was started with other settings: {', '.join(changed)}",
@@ -146,7 +132,7 @@ class Loaded:
 def load_model(project: Project, ref: str | None) -> Loaded:
     """Resolve `ref` (default: the project's latest version) and check that everything fits together.
 
-    Raises ModelError for another base, another template digest or a rank that lies; RunError for an unknown ref.
+    Raises ModelError for another base, another way of writing prompts or a rank that lies; RunError for an unknown ref.
     """
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
@@ -160,6 +146,7 @@ def load_model(project: Project, ref: str | None) -> Loaded:
             f"(digest {version.template_digest}, here {template.digest})",
             hint="its prompts would differ from its training rows; train it again",
         )
+    registry.check_template(version, template)
     if version.whole:
         return Loaded(version.ref, base, None, template, version)
     rank = registry.adapter_config(version.adapter).get("r")
@@ -401,6 +388,7 @@ def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchRe
                 adapter=loaded.adapter,
                 template=loaded.template,
                 task=task_by_name(loaded.version.task),
+                system=loaded.version.system,
                 instruction=project.batch.instruction or loaded.version.instruction,
                 log_dir=run.logs,
                 on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
@@ -415,6 +403,7 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
 
     Every version answers to its ref ("name@3"), and the latest of each name to the bare name.
     """
+    from tunery.data.template import Template
     from tunery.serving import serve as run_service
 
     project = as_project(project)
@@ -440,13 +429,16 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
             observer(
                 {"event": "note", "text": f"of another base than {wanted.name}, not served: {', '.join(left_out)}"}
             )
+    by_server = Template("auto", load_tokenizer(wanted)) if loaded else None  # vLLM takes the base's chat template
     for model in loaded:
         assert model.version is not None
+        assert by_server is not None
         if model.base.digest != wanted.digest:
             raise ModelError(
                 f'{model.label} is not served with "{wanted.name}": it is of another base, or a model of its own',
                 hint="name the versions of one base with --model; a whole model is served alone",
             )
+        registry.check_template(model.version, by_server)
     adapters = {m.label: m.adapter for m in loaded if m.adapter}
     latest = {m.version.name: m.label for m in loaded if m.version}
     with runs.start(home, "serve", project) as run:

@@ -91,8 +91,9 @@ class Calibrator:
     """A map from raw to calibrated confidence, learnt from `n` judged ones.
 
     isotonic: a step-free monotone curve through the points (x, y), by pool-adjacent-violators (Zadrozny and Elkan
-    2002); platt: 1 / (1 + exp(-(x[0] * logit(p) + y[0]))) (Platt 1999). Results stay within [1 / (n + 2),
-    (n + 1) / (n + 2)], Laplace's rule of succession: n rows cannot tell more than that.
+    2002); platt: 1 / (1 + exp(-(x[0] * logit(p) + y[0]))) (Platt 1999), of which temperature scaling is the case y = 0
+    and x = 1 / temperature. Results stay within [1 / (n + 2), (n + 1) / (n + 2)], Laplace's rule of succession: n rows
+    cannot tell more than that.
     """
 
     kind: Literal["isotonic", "platt"]

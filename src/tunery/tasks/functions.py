@@ -7,6 +7,7 @@ brackets and parentheses.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,10 @@ _STARTS = re.compile(r"(?<![\w.\-])[A-Za-z_][\w.\-]*\s*\(")
 _WORD = r"[A-Za-z_][\w.\-]*"
 _SIMPLE = re.compile(rf"\s*({_WORD})\(((?:{_WORD}\[[^\[\]]*\](?:,\s*{_WORD}\[[^\[\]]*\])*)?)\)\s*")
 _ITEM = re.compile(rf"({_WORD})\[([^\[\]]*)\]")
+# How often each attribute of a function must have been seen before all others are ruled out for it. Learnt from draws
+# of 100 to 5,103 of ViGGO's training rows, such a grammar shuts out 0.01 % of the validation outputs; one that rules
+# out what was never seen, 23 % after 100 rows and 1 % after 1,000.
+_SETTLED = 5
 
 
 class Call(NamedTuple):
@@ -170,36 +175,51 @@ class FunctionTask(Task):
         return path.partition(".")[2] or path
 
     def form(self, outputs: Iterable[str]) -> dict[str, Any]:
-        """Whether some output holds several calls, and whether some attribute stands without brackets."""
+        """Whether some output holds several calls, whether some attribute stands without brackets, and how often
+        each function takes each attribute: {"several", "bare", "takes": {function: {attribute: n}}}."""
         several = bare = False
+        takes: dict[str, Counter[str]] = {}
         for output in outputs:
             calls = parse_calls(output) or []
             several |= len(calls) > 1
             bare |= any(not values for call in calls for _, values in call.attributes) and "[]" not in output
-        return {"several": several, "bare": bare}
+            for call in calls:
+                takes.setdefault(call.name, Counter()).update(name for name, _ in call.attributes)
+        return {"several": several, "bare": bare, "takes": {name: dict(counts) for name, counts in takes.items()}}
 
     def grammar(self, profile: Profile) -> dict[str, Any] | None:
         """GBNF as xgrammar reads it: the functions seen, each attribute with its closed set, or any balanced text.
 
-        An attribute may stand in any function, at any place and as often as it likes: training rows hold too few of
-        the combinations to forbid the others.
+        A function takes the attributes that it had in training rows, at any place and as often as it likes; all
+        attributes where one of its own is rare, since it then may well take others that no row happens to show.
         """
         functions = profile.attributes.get("function")
         if functions is None:
             return None
         attributes = [a for path, a in profile.attributes.items() if path != "function"]
-        bare = bool(profile.form.get("bare"))
-        call = '"(" (attribute ("," " "? attribute)*)? ")"' if attributes else '"()"'
         lines = [
             'root ::= call (", " call)*' if profile.form.get("several") else "root ::= call",
-            f"call ::= ({' | '.join(quoted(f) for f in functions.values)}) {call}",
             r'text ::= ([^\[\]\n] | "[" inner "]")+',
             r'inner ::= ([^\[\]\n] | "[" inner "]")*',
         ]
-        if attributes:
-            lines.append("attribute ::= " + " | ".join(f"a{i}" for i in range(len(attributes))))
+        rules = {attribute.path: f"a{i}" for i, attribute in enumerate(attributes)}
+        signatures: dict[str, list[str]] = {}  # the attributes taken -> the functions that take them
+        for function, n in functions.values.items():
+            counts = profile.form.get("takes", {}).get(function, {})
+            settled = min(counts.values(), default=n) >= _SETTLED
+            taken = counts if settled and "takes" in profile.form else rules
+            signatures.setdefault(" | ".join(rule for path, rule in rules.items() if path in taken), []).append(
+                function
+            )
+        calls = []
+        for i, (taken, names) in enumerate(signatures.items()):
+            if taken:
+                lines.append(f"s{i} ::= {taken}")
+            inside = f'"(" (s{i} ("," " "? s{i})*)? ")"' if taken else '"()"'
+            calls.append(f"({' | '.join(map(quoted, names))}) {inside}")
+        lines.append(f"call ::= {' | '.join(calls)}")
         for i, attribute in enumerate(attributes):
-            lines.extend(_attribute_rules(i, attribute, bare))
+            lines.extend(_attribute_rules(i, attribute, bool(profile.form.get("bare"))))
         return {"grammar": "\n".join(lines) + "\n"}
 
 

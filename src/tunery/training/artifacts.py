@@ -77,11 +77,6 @@ def history(rows: Rows) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
-def evaluations_until(log: Path, step: int) -> list[dict[str, Any]]:
-    """The evaluations of a trainer_log.jsonl up to `step`."""
-    return [r for r in history(read_jsonl_tolerant(log)) if "eval_loss" in r and r["current_steps"] <= step]
-
-
 def plot_loss(rows: Rows, path: Path, key: str) -> None:
     """Draw `key` over steps, with the other loss beside it when there is one, as a PNG."""
     figure = _figure(1)

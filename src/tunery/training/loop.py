@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from tunery.config import TrainSpec
 from tunery.errors import TrainError
 from tunery.training.batches import Batches, Job, Packer
 from tunery.training.certificate import Certificate, certify
-from tunery.training.checkpoint import read_checkpoint, write_checkpoint
+from tunery.training.checkpoint import Files, files_of, read_checkpoint, unpack, write_checkpoint
 from tunery.training.model import (
     MemoryPerToken,
     build_model,
@@ -94,6 +96,7 @@ def fit(
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
+        torch.manual_seed(hash((spec.seed, step, rank)))  # so dropout follows from seed and step too
         batch = batches.at(step)
         with out_of_memory_explained(spec):
             loss, further = _forward_backward(model, objective, batch.packs, device, world, spec)
@@ -260,3 +263,30 @@ def _finish_gradients(tuned: Sequence[nn.Parameter], max_norm: float, world: int
             p.grad.copy_(flat[at : at + p.numel()].view_as(p))
             at += p.numel()
     return nn.utils.clip_grad_norm_(tuned, max_norm or math.inf).item()
+
+
+def work(
+    job: Job, files: Files | None, tell: Callable[[dict[str, Any]], None], rank: int, world: int, device: str
+) -> None:
+    """`fit` as one of `world` workers, from the checkpoint `files` if there is one. Rank 0 `tell`s all that happens:
+    log rows, {"parity"}, {"offending": rows}, {"checkpoint": step, "files"} and at last {"summary"}."""
+
+    def leading(event: dict[str, Any]) -> None:
+        if rank == 0:
+            tell(event)
+
+    def save(folder: Path, step: int) -> None:
+        leading({"checkpoint": step, "files": files_of(folder)})
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
+        if files:
+            job = replace(job, resume_from=str(unpack(files, Path(scratch) / "start")))
+        hooks = Hooks(
+            log=leading,
+            save=save,
+            parity=lambda found: leading({"parity": found.as_dict()}),
+            offending=lambda rows: leading({"offending": rows}),
+            scratch=Path(scratch),
+        )
+        leading({"summary": fit(job, hooks, rank=rank, world=world, device=device)})

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tunery.config import TrainSpec
-from tunery.errors import ConfigError
 from tunery.training.attention import register_attention
 from tunery.training.lora import fuse
-from tunery.training.tuning import decoder_layers, tune
+from tunery.training.tuning import check_device, decoder_layers, tune
 
 
 def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
@@ -37,11 +36,7 @@ def _quantized(spec: TrainSpec, device: str) -> dict[str, Any]:
     """QLoRA's settings: 4 bits as NF4, its scales quantised too."""
     from transformers import BitsAndBytesConfig
 
-    if device.startswith("cpu"):
-        raise ConfigError(
-            f"quantization_bit: {spec.quantization_bit} needs a GPU, and this worker has none",
-            hint="leave quantization_bit out",
-        )
+    check_device(spec, not device.startswith("cpu"))
     config = BitsAndBytesConfig(
         load_in_4bit=spec.quantization_bit == 4,
         load_in_8bit=spec.quantization_bit == 8,

@@ -136,8 +136,8 @@ def _packing(spec: TrainSpec, base: Base, longest: int, notes: list[str]) -> str
 
 def _check_batches(spec: TrainSpec, rows: int, notes: list[str]) -> None:
     # A batch is per_device_train_batch_size x gradient_accumulation_steps x ray_num_workers rows: it always divides.
-    if rows < spec.ray_num_workers:
-        raise ConfigError(f"{spec.ray_num_workers} workers for {rows:,} rows", hint="lower ray_num_workers")
+    if rows < spec.workers[1]:
+        raise ConfigError(f"{spec.workers[1]} workers for {rows:,} rows", hint="lower ray_num_workers")
     if rows < spec.batch_rows:
         notes.append(f"a batch of {spec.batch_rows:,} rows holds all {rows:,}: each epoch is one step")
 

@@ -1,37 +1,34 @@
-"""The loop on Ray Train: one to many workers, progress to the caller, the adapter back on the caller's disk."""
+"""The loop on Ray Train: one to many workers on one to many machines, everything of worth on the driver's disk.
+
+Checkpoints do not go through Ray Train's storage, which needs a disk that all machines share: they travel to the
+driver, which keeps them and knows when they are complete. Ray Train restarts and resizes the workers; they ask the
+mailbox on the driver's machine where to go on.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
-from tunery.storage import write_json_atomic
-from tunery.training.artifacts import evaluations_until, write_offending, write_results
+from tunery.training.checkpoint import Files
+from tunery.training.output import Event, Trained, job_of, opened
 from tunery.training.plan import Plan
-from tunery.training.trackers import ray_gauges, reporting
+from tunery.training.trackers import ray_gauges
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
 
-Event = dict[str, Any]
 # Threads that spin at barriers gain little on an idle machine and lose most of the time on a busy one.
 CPU_ENV = {"OMP_WAIT_POLICY": "passive"}
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """`adapter` is a complete folder, PEFT's or a whole model's; `results` is LLaMA-Factory's all_results.json."""
-
-    adapter: Path
-    results: dict[str, Any]
+POLL_SECONDS = 0.3
+LOST_NODE_SECONDS = 120.0  # for a cluster to replace what a dead node had
 
 
 def train(
@@ -44,227 +41,205 @@ def train(
 ) -> Trained:
     """Fine-tune as planned and leave LLaMA-Factory's files in `output`. Ray must be initialised.
 
-    `run` is its name for trackers and metrics. `on_event` gets every log row of the loop as it comes. Raises
-    TrainError, or the worker's own TuneryError.
+    `resume` goes on from the last checkpoint there, if any. `run` is its name for trackers and metrics, and its folder
+    in `ray_storage_path`. `on_event` gets every log row as it comes, and {"note": text}, as when lost workers were
+    replaced. Raises ResourceError, StorageError or TrainError before anything starts; later those, or the worker's own
+    TuneryError.
     """
     import ray
     from ray.exceptions import RayError
-    from ray.util.queue import Queue
 
-    from tunery.training.batches import Job, single
-    from tunery.training.watching import generates
+    from tunery.training.tuning import check_device
 
-    if any(output.glob("*.safetensors")):
-        raise TrainError(f"{output} already holds a trained model", hint="choose another output_dir")
-    output.mkdir(parents=True, exist_ok=True)
-    _check_resources(plan)
-    checkpoint = _last_checkpoint(output) if resume else None
-    log_path = output / "trainer_log.jsonl"
-    job = Job(
-        spec=plan.spec,
-        units=single(plan.rows),
-        groups=plan.groups,
-        eval_units=single(plan.eval_rows),
-        eval_groups=plan.eval_groups,
-        examples=plan.examples if plan.spec.entity_swap else (),
-        resume_from=str(checkpoint) if checkpoint else None,
-        evaluations=evaluations_until(log_path, _step_of(checkpoint)) if checkpoint else (),
-        task=plan.task if generates(plan.spec, _use_gpu(plan)) else None,
-    )
-    queue: Any = Queue(actor_options={"num_cpus": 0})
-    kept = _Kept(plan, output, job.evaluations)
-    mode = "a" if job.resume_from else "w"
-    with log_path.open(mode, encoding="utf-8") as log, reporting(plan.spec, output, run) as report:
+    resources = _worker_resources(plan.spec)
+    check_device(plan.spec, bool(resources.get("GPU")))
+    _check_resources(plan.spec, resources)
+    with opened(plan, output, run, on_event, resume=resume) as folder:
+        job = job_of(plan, folder.evaluations, gpu=bool(resources.get("GPU")))
+        here: Any = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+        mailbox: Any = ray.remote(**here)(Mailbox).remote(folder.start, folder.files, folder.evaluations)
         # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
-        config = {"job": [ray.put(job)], "queue": queue, "run": run}
-        running = ray.remote(num_cpus=0, max_retries=0)(_run_ray_train).remote(
-            plan.spec, _use_gpu(plan), str((output / "ray").resolve()), config
-        )
-        for event in _drain(queue, running):
-            if kept.take(event):
-                continue
-            if "parity" not in event:
-                log.write(json.dumps(event) + "\n")
-                log.flush()
-            on_event(event)
-            for fault in report(event):
-                on_event({"note": fault})
-        queue.shutdown(force=True)
+        config = {"job": [ray.put(job)], "mailbox": mailbox, "run": run, "resources": resources}
+        running = ray.remote(max_retries=0, **here)(_run_ray_train).remote(plan.spec, config)
         try:
+            for event in _events(mailbox, running, plan.spec, resources):
+                if "error" in event:
+                    raise event["error"]
+                folder.hear(event)
+                if "checkpoint" in event:
+                    mailbox.written.remote()
             ray.get(running)
         except RayError as exc:
             raise _translate(exc) from None
-    shutil.rmtree(output / "ray", ignore_errors=True)
-    final = _last_checkpoint(output)
-    if plan.spec.load_best_model_at_end and kept.best is not None:
-        final = output / f"checkpoint-{kept.best}"
-    if final is None or not kept.summary:
-        raise TrainError("the workers ended without a checkpoint")
-    results = write_results(plan, output, final, kept.summary)
-    return Trained(output, results)
+        finally:
+            ray.cancel(running, force=True)
+            ray.kill(mailbox)
+        return folder.finish()
 
 
-class _Kept:
-    """What the workers send that is kept in files: checkpoints, the certificate, rows that could not be learnt."""
+class Mailbox:
+    """What the workers tell the driver, and the checkpoint that workers go on from. An actor with the driver."""
 
-    def __init__(self, plan: Plan, output: Path, evaluations: Sequence[Mapping[str, Any]]) -> None:
-        self.plan, self.output = plan, output
-        self.summary: Event = {}
-        self.best: int | None = evaluations[-1].get("best_global_step") if evaluations else None
+    def __init__(self, step: int, checkpoint: Files | None, evaluations: list[Event]) -> None:
+        import asyncio
 
-    def take(self, event: Event) -> bool:
-        """Keep what `event` brings; whether that was all of it, and nobody else needs to hear."""
+        self._step, self._checkpoint, self._evaluations = step, checkpoint, evaluations
+        self._events: list[Event] = []
+        self._start = 0  # counts the starts of workers; what is left over from an earlier one is dropped
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def begin(self) -> int:
+        """Rank 0 has started; from here until it saves, all ranks get the same checkpoint. The number of this start."""
+        self._start += 1
+        self._events.append({"began": self._step})
+        if self._start > 1:
+            self._events.append({"note": f"the workers were lost; new ones go on from step {self._step}"})
+        return self._start
+
+    async def checkpoint(self) -> tuple[Files | None, list[Event]]:
+        """The checkpoint to go on from, and the evaluations until then."""
+        return self._checkpoint, [row for row in self._evaluations if row["current_steps"] <= self._step]
+
+    async def put(self, start: int, event: Event) -> None:
+        """Take an event; a checkpoint waits until the one before is written, so that they do not pile up."""
         if "checkpoint" in event:
-            _unpack(self.output / event["checkpoint"], event["files"])
-            _delete_old_checkpoints(self.output, self.plan.spec.save_total_limit, self.best)
-        elif "offending" in event:
-            write_offending(self.plan, self.output / "offending_rows.jsonl", event["offending"])
-        elif "summary" in event:
-            self.summary = event["summary"]
-        else:
-            if "parity" in event:
-                write_json_atomic(self.output / "parity.json", event["parity"])
-            self.best = event.get("best_global_step", self.best)
-            return False
-        return True
+            await self._room.wait()
+        if start != self._start:
+            return
+        if "checkpoint" in event:
+            self._room.clear()
+            self._step, self._checkpoint = event["checkpoint"], event["files"]
+        if "eval_loss" in event:
+            self._evaluations.append(event)
+        self._events.append(event)
+
+    async def written(self) -> None:
+        self._room.set()
+
+    async def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
 
-def _run_ray_train(spec: TrainSpec, gpu: bool, storage: str, config: dict[str, Any]) -> None:
+def _run_ray_train(spec: TrainSpec, config: dict[str, Any]) -> None:
     """One `TorchTrainer.fit`. The Job's reference is in a list, so that Ray passes it on unresolved."""
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=spec.ray_num_workers,
-            use_gpu=gpu,
-            resources_per_worker=spec.resources_per_worker,
-            placement_strategy=spec.placement_strategy,
-        ),
-        run_config=RunConfig(
-            name=spec.ray_run_name or "train",
-            storage_path=storage,
-            logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={} if gpu else {"env_vars": CPU_ENV},
-        ),
-    )
-    result = trainer.fit()
-    if result.error:
-        raise result.error
+    gpu = bool(config["resources"].get("GPU"))
+    with tempfile.TemporaryDirectory(prefix="tunery-ray-train-") as storage:  # for Ray Train's own notes
+        TorchTrainer(
+            _worker,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=spec.ray_num_workers,
+                use_gpu=gpu,
+                resources_per_worker=config["resources"],
+                placement_strategy=spec.placement_strategy,
+            ),
+            run_config=RunConfig(
+                name=spec.ray_run_name or "train",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=spec.max_failures),
+                logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={} if gpu else {"env_vars": CPU_ENV},
+            ),
+        ).fit()
 
 
 def _worker(config: dict[str, Any]) -> None:
     import ray
-    import ray.train as rt
-    import torch
+    from ray.train import collective, get_context
 
-    from tunery.training.loop import Hooks, fit
+    from tunery.training.loop import work
 
-    context = rt.get_context()
+    context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    queue = config["queue"]
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, context.get_local_world_size())))
-
-    show = ray_gauges(config["run"])
-
-    def put(event: Event) -> None:
-        if rank == 0:
-            queue.put(event)
-
-    def log(row: Event) -> None:
-        if rank == 0:
-            show(row)
-        put(row)
-
-    def parity(certificate: Any) -> None:
-        put({"parity": certificate.as_dict()})
-
-    def offending(rows: list[Event]) -> None:
-        put({"offending": rows})
-
-    def save(folder: Path, step: int) -> None:
-        if rank == 0:
-            files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-            queue.put({"checkpoint": folder.name, "step": step, "files": files})
-            shutil.rmtree(folder, ignore_errors=True)
-
+    mailbox: Any = config["mailbox"]
     (reference,) = config["job"]
     job: Job = ray.get(reference)
-    with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
-        hooks = Hooks(log=log, save=save, parity=parity, offending=offending, scratch=Path(scratch))
-        summary = fit(job, hooks, rank=rank, world=world, device="cuda" if gpu else "cpu")
-    if rank == 0:
-        queue.put({"summary": summary})
+    gpu = bool(config["resources"].get("GPU"))
+    if not gpu:
+        _share_cores(job.spec, context.get_local_world_size())
+    start: Any = collective.broadcast_from_rank_zero(ray.get(mailbox.begin.remote()) if rank == 0 else None)
+    files, evaluations = cast(Any, ray.get(mailbox.checkpoint.remote()))
+    show = ray_gauges(config["run"])
 
-
-def _drain(queue: Any, running: Any) -> Iterator[Event]:
-    """Events until the task `running` has ended and the queue is empty."""
-    from queue import Empty
-
-    import ray
-
-    while True:
-        done = bool(ray.wait([running], timeout=0)[0])
-        try:
-            yield queue.get(timeout=0.01 if done else 0.5)
-        except Empty:
-            if done:
-                return
-
-
-def _unpack(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a checkpoint beside its final place and rename it: a folder of that name is always complete."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, content in files.items():
-        (part / name).write_bytes(content)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-
-
-def _last_checkpoint(output: Path) -> Path | None:
-    found = [p for p in output.glob("checkpoint-*") if p.suffix != ".part"]
-    return max(found, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _delete_old_checkpoints(output: Path, limit: int | None, best: int | None) -> None:
-    """Keep the `limit` newest and the best, as transformers does."""
-    found = sorted((p for p in output.glob("checkpoint-*") if p.suffix != ".part"), key=_step_of)
-    for checkpoint in found[: -limit if limit else 0]:
-        if _step_of(checkpoint) != best:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _use_gpu(plan: Plan) -> bool:
-    import ray
-
-    wanted = (plan.spec.resources_per_worker or {}).get("GPU")
-    return bool(wanted) if wanted is not None else ray.cluster_resources().get("GPU", 0) >= 1
-
-
-def _check_resources(plan: Plan) -> None:
-    from tunery.engine.cluster import require
+    def tell(event: Event) -> None:
+        ray.get(mailbox.put.remote(start, event))
+        if "current_steps" in event:
+            show(event)
 
     try:
-        require(
-            plan.spec.resources_per_worker or ({"GPU": 1} if _use_gpu(plan) else {"CPU": 1}), plan.spec.ray_num_workers
-        )
+        work(replace(job, evaluations=evaluations), files, tell, rank, world, "cuda" if gpu else "cpu")
+    except TuneryError as exc:  # would come again; anything else may be the loss of another worker
+        tell({"error": exc})
+        raise
+
+
+def _share_cores(spec: TrainSpec, here: int) -> None:
+    """As many threads as the worker was given cores, or its part of the machine's where nothing was said."""
+    import torch
+
+    given = (spec.resources_per_worker or {}).get("CPU")
+    torch.set_num_threads(max(1, int(given) if given else (os.cpu_count() or 1) // max(1, here)))
+
+
+def _events(mailbox: Any, running: Any, spec: TrainSpec, resources: dict[str, float]) -> Iterator[Event]:
+    """What comes in until the task `running` has ended. Raises ResourceError when it can never go on."""
+    import ray
+
+    short_since: float | None = None
+    while True:
+        done = bool(ray.wait([running], timeout=POLL_SECONDS)[0])
+        events = ray.get(mailbox.take.remote())
+        yield from events
+        if done:
+            return
+        if events:
+            short_since = None
+            continue
+        try:
+            _check_resources(spec, resources)
+            short_since = None
+        except ResourceError as exc:  # Ray itself would wait for ever
+            short_since = short_since or time.monotonic()
+            if time.monotonic() - short_since > LOST_NODE_SECONDS:
+                raise ResourceError(
+                    f"a machine was lost and none has come in its place: {exc.message}",
+                    hint=f"all up to the last checkpoint is kept: `tunery train --resume` goes on; {exc.hint}",
+                ) from None
+
+
+def _worker_resources(spec: TrainSpec) -> dict[str, float]:
+    """What one worker asks of Ray: as told, and a GPU where the cluster has some and nothing else was said."""
+    import ray
+
+    told = {name: amount for name, amount in (spec.resources_per_worker or {}).items() if amount}
+    if "GPU" not in (spec.resources_per_worker or {}) and ray.cluster_resources().get("GPU", 0) >= 1:
+        return told | {"GPU": 1}
+    return told or {"CPU": 1}
+
+
+def _check_resources(spec: TrainSpec, resources: dict[str, float]) -> None:
+    """Raises ResourceError with the settings that help, where the cluster cannot give what the workers need."""
+    from tunery.engine.cluster import require, room
+
+    try:
+        require(resources, spec.workers[0], spec.placement_strategy)
     except ResourceError as exc:
+        fits = room(resources, spec.placement_strategy)
+        if fits:
+            less = f"--set 'ray_num_workers=[{fits}, {spec.workers[1]}]' (the same batches on fewer workers)"
+        elif spec.resources_per_worker:
+            less = "--set resources_per_worker=null"
+        else:
+            less = "--set 'resources_per_worker={CPU: 1}'"
         raise ResourceError(
-            exc.message,
-            hint="ask for less: --set ray_num_workers=1 --set 'resources_per_worker={CPU: 1}'; or join a larger "
-            "cluster: --set ray.address=auto",
+            exc.message, hint=f"ask for less: {less}; or join a larger cluster: --set ray.address=auto"
         ) from None
 
 

@@ -67,6 +67,15 @@ def check_tuning(spec: TrainSpec) -> list[str]:
     return _notes(spec)
 
 
+def check_device(spec: TrainSpec, gpu: bool) -> None:
+    """Raises ConfigError for what a worker without a GPU cannot do."""
+    if spec.quantization_bit and not gpu:
+        raise ConfigError(
+            f"quantization_bit: {spec.quantization_bit} needs a GPU, and the workers have none",
+            hint="leave quantization_bit out",
+        )
+
+
 def _notes(spec: TrainSpec) -> list[str]:
     notes = []
     if spec.lr_scheduler_type == "constant" and (spec.warmup_steps or spec.warmup_ratio):
