@@ -84,7 +84,7 @@ def test_each_way_learns_and_goes_on_from_a_checkpoint_as_if_nothing_had_happene
     job, logged = job_of(spec_of(base, save_steps=3, **WAYS[way])), []
     model = build_model(job.spec, base, "cpu")
     fit(job, Hooks(log=logged.append, scratch=tmp_path), model=model)
-    assert logged[-1]["loss"] < 0.97 * logged[0]["loss"]
+    assert logged[-1]["loss"] < logged[0]["loss"] - 0.1
 
     again = build_model(job.spec, base, "cpu")
     resumed = job_of(job.spec, resume_from=str(tmp_path / "checkpoint-3"))
