@@ -167,6 +167,8 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     """Fill every key that was left out with the default that fits the base model."""
     defaults = BUNDLED_DEFAULTS if spec.model_name_or_path == BUNDLED_BASE else GENERAL_DEFAULTS
     found = {k: v for k, v in defaults.items() if getattr(spec, k) is None}
+    if "learning_rate" in found and spec.finetuning_type != "lora":
+        found["learning_rate"] /= 10  # as in LLaMA-Factory's examples: weights that know something move less
     rank = spec.lora_rank or found["lora_rank"]
     if spec.lora_alpha is None:
         found["lora_alpha"] = 2 * rank

@@ -81,9 +81,9 @@ def fit(
     objective = objective_of(spec.stage)
     total = total_steps(spec, len(job.units))
     factor = lr_factor(spec, total)
-    step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
     with out_of_memory_explained(spec):
         packer = _certified(job, model, hooks, device)
+    step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
     batches = Batches(job, packer, rank, world)
     clock, machine = Clock(step, total), Machine(model, device)
     best = Best(spec, job.evaluations)
@@ -184,7 +184,8 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
     if not certificate.holds:
         return _certified(replace(job, spec=spec.model_copy(update={"packing": "none"})), model, hooks, device)
     if device.startswith("cuda"):
-        fit = memory.tokens_that_fit(certificate.packed_tokens)
+        tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        fit = memory.tokens_that_fit(certificate.packed_tokens, tuned)
         longest = max(sum(map(len, unit)) for unit in (*job.units, *job.eval_units))
         if spec.gradient_checkpointing is None and fit < max(longest, GPU_PACK_TOKENS[0]):
             checkpoint_activations(model)

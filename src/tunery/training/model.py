@@ -112,11 +112,14 @@ class MemoryPerToken:
         if self.cuda:
             self.used = torch.cuda.max_memory_allocated() - self._before
 
-    def tokens_that_fit(self, tokens: int, share: float = 0.85) -> int:
-        """How many tokens fit into `share` of the free memory, when the passes here had `tokens`; 512s."""
+    def tokens_that_fit(self, tokens: int, tuned: int, share: float = 0.85) -> int:
+        """How many tokens fit into `share` of the free memory, when the passes here had `tokens`; 512s.
+
+        `tuned` parameters have a gradient, which the passes here had too, and Adam's two moments, which come later.
+        """
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info()[0]
-        return int(share * free / max(1, self.used / tokens)) // 512 * 512
+        free = torch.cuda.mem_get_info()[0] - 12 * tuned
+        return int(share * free / max(1, (self.used - 4 * tuned) / tokens)) // 512 * 512
 
 
 def compile_layers(model: nn.Module, on: bool = True) -> None:
