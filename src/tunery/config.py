@@ -50,11 +50,24 @@ class TrainSpec(Spec):
     allow_pickle: bool = False  # take a base whose weights are pickled only
     # method
     stage: Stage = "sft"
-    finetuning_type: Literal["lora"] = "lora"
+    finetuning_type: Literal["lora", "freeze", "full"] = "lora"
     lora_rank: int | None = Field(default=None, ge=1, le=512)
     lora_alpha: int | None = Field(default=None, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_target: str | list[str] = "all"
+    additional_target: str | list[str] | None = None  # modules tuned whole beside LoRA
+    use_rslora: bool = False
+    use_dora: bool = False
+    pissa_init: bool = False
+    pissa_iter: int = Field(default=16, ge=-1)  # of the fast decomposition; -1: the exact one
+    pissa_convert: bool = True  # write the adapter for the base as it is
+    loraplus_lr_ratio: float | None = Field(default=None, gt=0)
+    quantization_bit: Literal[4, 8] | None = None  # of the frozen base, by bitsandbytes on a GPU
+    quantization_method: Literal["bnb"] = "bnb"
+    freeze_trainable_layers: int = 2  # the last so many; below zero, the first
+    freeze_trainable_modules: str | list[str] = "all"  # of these layers
+    freeze_extra_modules: str | list[str] | None = None  # beside the layers: embed_tokens, norm, lm_head
+    neftune_noise_alpha: float | None = Field(default=None, gt=0)
     # stage: dpo, orpo, simpo, kto
     pref_beta: float = Field(default=0.1, gt=0)
     pref_loss: Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"] = "sigmoid"
@@ -107,7 +120,12 @@ class TrainSpec(Spec):
     learning_rate: float | None = Field(default=None, gt=0)
     num_train_epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = None
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = "adamw_torch"
+    lr_scheduler_type: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "cosine_with_restarts",
+        "cosine_with_min_lr", "inverse_sqrt", "warmup_stable_decay",
+    ] = "cosine"  # fmt: skip
+    lr_scheduler_kwargs: dict[str, Any] | None = None
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -118,7 +136,7 @@ class TrainSpec(Spec):
     bf16: bool | None = None  # None: where the hardware has it
     fp16: bool = False
     fp8: bool = False  # the frozen base's products in fp8 (GPUs of compute capability 8.9 and up)
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | None = None  # None: on a GPU where its memory asks for it, as measured
     torch_compile: bool | None = None  # None: on a GPU
     seed: int = 42
     resume_from_checkpoint: str | bool | None = None
@@ -186,6 +204,8 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     found = {k: v for k, v in defaults.items() if getattr(spec, k) is None}
     if "learning_rate" in found and spec.stage not in ("sft", "pt") and defaults is GENERAL_DEFAULTS:
         found["learning_rate"] = 5e-6  # LLaMA-Factory's for preferences; the small base needs its own
+    if "learning_rate" in found and spec.finetuning_type != "lora":
+        found["learning_rate"] /= 10  # as in LLaMA-Factory's examples: weights that know something move less
     rank = spec.lora_rank or found["lora_rank"]
     if spec.lora_alpha is None:
         found["lora_alpha"] = 2 * rank

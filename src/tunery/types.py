@@ -117,8 +117,8 @@ class ModelVersion:
     version: int
     base: str  # as the user named it: a folder, a hub id, or the bundled base's name
     base_digest: str
-    adapter: Path
-    rank: int
+    adapter: Path  # the version's folder, with an adapter in it or a whole model
+    rank: int  # of the adapter; 0: a whole model, which needs its base no more
     template: str
     template_digest: str
     dataset_fingerprint: str
@@ -132,3 +132,8 @@ class ModelVersion:
     @property
     def ref(self) -> str:
         return f"{self.name}@{self.version}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a model of its own, tuned in full or in part, rather than an adapter."""
+        return self.rank == 0

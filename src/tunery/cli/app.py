@@ -321,7 +321,8 @@ def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
         screen.say("no models yet; `tunery train` makes one")
     else:
         screen.table(("model", "base", "rank", "task", "loss", "created", "run"), [
-            (v.ref, v.base, v.rank, v.task, f"{v.metrics.get('train_loss', float('nan')):.4f}", v.created, v.run_id)
+            (v.ref, v.base, v.rank or "whole", v.task, f"{v.metrics.get('train_loss', float('nan')):.4f}", v.created,
+             v.run_id)
             for v in versions
         ])  # fmt: skip
     screen.result({"models": [dataclasses.asdict(v) | {"ref": v.ref} for v in versions]})

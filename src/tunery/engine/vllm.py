@@ -95,6 +95,15 @@ def lora_ranks() -> tuple[int, ...]:
     raise EngineError("this vLLM does not say which LoRA ranks it takes", hint="install the pinned version")
 
 
+def unservable(config: Mapping[str, Any]) -> str | None:
+    """Why vLLM cannot apply an adapter with this adapter_config.json; None when it can. vLLM itself says so late."""
+    if config.get("use_dora"):
+        return "vLLM does not apply DoRA"
+    if modules := config.get("modules_to_save"):
+        return f"vLLM takes no whole modules with an adapter ({', '.join(modules)})"
+    return "vLLM takes no biases with an adapter" if config.get("bias", "none") != "none" else None
+
+
 def engine_kwargs(
     base: Path, adapters: Sequence[Adapter], overrides: Mapping[str, Any], *, max_model_len: int | None = None
 ) -> dict[str, Any]:

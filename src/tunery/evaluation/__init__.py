@@ -3,8 +3,9 @@
 from tunery.evaluation.comparison import Comparison, compare
 from tunery.evaluation.gate import Verdict, check_gate, parse_gate
 from tunery.evaluation.record import write_report
-from tunery.evaluation.run import analyse, evaluate
+from tunery.evaluation.run import BASE, Model, analyse, evaluate
 
 __all__ = [
-    "Comparison", "Verdict", "analyse", "check_gate", "compare", "evaluate", "parse_gate", "write_report",
+    "BASE", "Comparison", "Model", "Verdict", "analyse", "check_gate", "compare", "evaluate", "parse_gate",
+    "write_report",
 ]  # fmt: skip

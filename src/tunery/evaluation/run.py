@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunery.bases import Base
 from tunery.config import EvalSpec
 from tunery.data.template import Template
 from tunery.engine.vllm import Adapter, generate
@@ -19,7 +18,16 @@ from tunery.tasks.confidence import Token, row_confidence, slot_confidences, tok
 from tunery.tasks.score import score
 from tunery.types import Completion, Dataset, Example, Report
 
+BASE = "base"  # the untuned model's column
 CONSTRAINED = " constrained"  # what a constrained model's column is called, after its label
+
+
+@dataclass(frozen=True)
+class Model:
+    """What answers: a model on disk and, where there is one, the adapter on it."""
+
+    path: Path
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,7 @@ class Answered:
 def evaluate(
     spec: EvalSpec,
     *,
-    base: Base,
-    models: Mapping[str, Adapter | None],
+    models: Mapping[str, Model],
     data: Dataset,
     template: Template,
     task: Task,
@@ -46,9 +53,10 @@ def evaluate(
     calibration: Dataset | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Answer every row of `data` with each of `models` (label -> adapter, None is the base alone) and score it.
+    """Answer every row of `data` with each of `models` (by label; BASE is the untuned one) and score it.
 
-    One engine serves all models. A row without an answer counts as wrong and keeps its error in the samples.
+    One engine serves all adapters of a base; models with other weights get theirs one after another. A row without an
+    answer counts as wrong and keeps its error in the samples.
     `profile` is what the training rows taught; `instruction`, the text that all rows begin with; the rows of
     `calibration` are answered too, and teach how far a confidence can be trusted; with `spec.swap_names`, the rows are
     answered once more with copied names replaced by unseen ones, which `details[label]["swapped"]` reports.
@@ -68,22 +76,24 @@ def evaluate(
     everything = [*examples, *judged, *swapped.values()]
     prompts = template.prompts(everything)
     limit = spec.sampling.max_tokens or answer_budget([e.target or "" for e in everything], template)
-    columns: dict[str, tuple[Adapter | None, bool]] = {}
-    for label, adapter in models.items():
-        columns[label] = (adapter, False)
-        if grammar is not None and adapter is not None:
-            columns[label + CONSTRAINED] = (adapter, True)
-    requests = [
-        {
-            "id": f"{label}/{i}",
-            "prompt_token_ids": prompt,
-            "model": adapter and adapter.name,
-            "max_tokens": limit,
-            "constrained": constrained,
-        }
-        for label, (adapter, constrained) in columns.items()
-        for i, prompt in enumerate(prompts)
-    ]
+    columns: dict[str, tuple[Model, bool]] = {}
+    for label, model in models.items():
+        columns[label] = (model, False)
+        if grammar is not None and label != BASE:
+            columns[label + CONSTRAINED] = (model, True)
+    requests: dict[Path, list[dict[str, Any]]] = {}  # by the weights that answer
+    for label, (model, constrained) in columns.items():
+        requests.setdefault(model.path, []).extend(
+            {
+                "id": f"{label}/{i}",
+                "prompt_token_ids": prompt,
+                "model": model.adapter and model.adapter.name,
+                "max_tokens": limit,
+                "constrained": constrained,
+            }
+            for i, prompt in enumerate(prompts)
+        )
+    total = sum(map(len, requests.values()))
     sampling = spec.sampling.model_dump(exclude={"max_tokens"}, exclude_none=True)
     sampling |= {"stop_token_ids": template.stop_ids}
     if spec.confidence:
@@ -91,16 +101,17 @@ def evaluate(
     if grammar is not None:
         sampling["structured_outputs"] = grammar
     completions: dict[str, Completion] = {}
-    for completion in generate(
-        requests,
-        base=base.path,
-        adapters=[a for a in models.values() if a],
-        spec=spec.engine,
-        sampling=sampling,
-        log_dir=log_dir,
-    ):
-        completions[completion.example_id] = completion
-        on_progress(len(completions), len(requests))
+    for path, asked in requests.items():
+        for completion in generate(
+            asked,
+            base=path,
+            adapters=[m.adapter for m in models.values() if m.adapter and m.path == path],
+            spec=spec.engine,
+            sampling=sampling,
+            log_dir=log_dir,
+        ):
+            completions[completion.example_id] = completion
+            on_progress(len(completions), total)
     if all(c.error for c in completions.values()):
         reason = next((c.error for c in completions.values() if c.error), "it ended without an answer")
         raise EngineError(f"no row was answered: {reason}", hint=f"the engine's log is in {log_dir}")

@@ -31,7 +31,7 @@ class Source:
 
     name: str
     base: Base
-    adapter: Path
+    adapter: Path | None  # None: `base` is the tuned model itself
     template: Template
     prompts: Sequence[Sequence[int]]
     trust_remote_code: bool = False
@@ -64,7 +64,7 @@ def export(
     format or dtype, StorageError for an `out` that holds something, ResourceError for want of memory or disk,
     ModelError for a base that the format cannot hold and when an answer differs.
     """
-    dtype = _checked(source.base, format, dtype)
+    dtype = _checked(source, format, dtype)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f'"{out}" is there already', hint="choose a new folder; nothing is overwritten")
     parameters = _parameters(source.base)
@@ -77,7 +77,7 @@ def export(
             on_stage("loading the base")
             model = _load(source.base.path, parameters, trust_remote_code=source.trust_remote_code)
             on_stage("answering with base and adapter")
-            tuned = _with_adapter(model, source.adapter)
+            tuned = _with_adapter(model, source.adapter) if source.adapter else model
             before = [greedy(tuned, prompt, source.template.stop_ids) for prompt in source.prompts]
             on_stage("writing")
             again = _WRITERS[format](source, tuned, part, dtype)
@@ -100,13 +100,16 @@ def export(
     return done
 
 
-def _checked(base: Base, format: str, dtype: str | None) -> str:
+def _checked(source: Source, format: str, dtype: str | None) -> str:
+    base = source.base
     for what, value, known in (("format", format, FORMATS), ("dtype", dtype, DTYPES)):
         if value is not None and value not in known:
             near = nearest(value, known)
             raise ConfigError(
                 f'unknown {what} "{value}"', hint=f'did you mean "{near}"?' if near else f"one of: {', '.join(known)}"
             )
+    if format == "adapter" and source.adapter is None:
+        raise ConfigError(f"{source.name} is a whole model and has no adapter", hint="--format merged or gguf")
     if format == "gguf":
         gguf.check(base)
     if format != "adapter" and base.config.get("quantization_config"):
@@ -136,8 +139,9 @@ def _parameters(base: Base) -> int:
 def _check_room(source: Source, out: Path, format: str, parameters: int, width: int) -> None:
     import psutil
 
-    need = sum((source.adapter / file).stat().st_size for file in _ADAPTER_FILES)
-    if format != "adapter":
+    if source.adapter and format == "adapter":
+        need = sum((source.adapter / file).stat().st_size for file in _ADAPTER_FILES)
+    else:
         need = parameters * width
     need += 64 << 20  # tokenizer, record
     free = storage.free_bytes(out)
@@ -188,7 +192,7 @@ Reload = Callable[[int], Any]
 def _write_merged(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:
     import torch
 
-    merged = tuned.merge_and_unload(safe_merge=True)
+    merged = _merged(source, tuned)
     stop = set(source.template.stop_ids)
     eos = merged.generation_config.eos_token_id
     ends = sorted(stop | set(eos if isinstance(eos, list) else [] if eos is None else [eos]))
@@ -199,9 +203,13 @@ def _write_merged(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:
     return lambda parameters: _load(part, parameters, trust_remote_code=source.trust_remote_code)
 
 
+def _merged(source: Source, tuned: Any) -> Any:
+    return tuned.merge_and_unload(safe_merge=True) if source.adapter else tuned
+
+
 def _write_gguf(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:
     name = f"{source.name.replace('@', '-')}-{dtype}.gguf"
-    merged = tuned.merge_and_unload(safe_merge=True)
+    merged = _merged(source, tuned)
     stop = source.template.stop_ids[0]
     gguf.write_gguf(merged, _tokenizer(source), part / name, dtype=dtype, name=source.name, stop_id=stop)
     head = {"head_dim": merged.config.head_dim} if "head_dim" in source.base.config else {}  # transformers reads none
@@ -209,6 +217,7 @@ def _write_gguf(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:
 
 
 def _write_adapter(source: Source, tuned: Any, part: Path, dtype: str) -> Reload:
+    assert source.adapter is not None
     config = storage.read_json(source.adapter / _ADAPTER_FILES[0])
     local = source.base.path if source.base.name.count("/") != 1 or Path(source.base.name).is_dir() else None
     config["base_model_name_or_path"] = str(local.absolute()) if local else source.base.name

@@ -37,20 +37,20 @@ def export(
     """
     project = as_project(project)
     loaded = load_model(project, ref)
-    assert loaded.version is not None and loaded.adapter is not None
+    assert loaded.version is not None
     version = loaded.version
     examples = _examples(Path(project.home), version)
     source = Source(
         name=version.ref,
         base=loaded.base,
-        adapter=version.adapter,
+        adapter=loaded.adapter and loaded.adapter.path,
         template=loaded.template,
         prompts=loaded.template.prompts(examples),
         trust_remote_code=project.train.trust_remote_code,
         about={
             "version": version.ref,
-            "base": loaded.base.name,
-            "base_digest": loaded.base.digest,
+            "base": version.base,
+            "base_digest": version.base_digest,
             "dataset_fingerprint": version.dataset_fingerprint,
             "run": version.run_id,
             "task": version.task,

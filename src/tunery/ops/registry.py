@@ -21,7 +21,7 @@ from tunery.data.template import Template, check_prompts, common_turns, prompt_s
 from tunery.errors import ModelError, RunError, TuneryError
 from tunery.storage import read_json, write_json_atomic
 from tunery.tasks import Profile, learn
-from tunery.training import Plan, Trained
+from tunery.training import Plan, Trained, model_files
 from tunery.types import ModelVersion
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -35,14 +35,15 @@ def learn_profile(plan: Plan) -> Profile:
 
 
 def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Profile, run_id: str) -> ModelVersion:
-    """Add a trained adapter, and the `profile` of the rows it was trained on, as the next version of `name`."""
+    """Add a trained adapter or model, and the `profile` of its training rows, as the next version of `name`."""
     shelf = home / "models" / name
     system, instruction = common_turns(plan.train.examples)
     part = shelf / f".part-{secrets.token_hex(4)}"
     part.mkdir(parents=True)
     try:
-        for file in _ADAPTER_FILES:
-            shutil.copyfile(trained.adapter / file, part / file)
+        for file, path in model_files(plan, trained.adapter).items():
+            shutil.copyfile(path, part / file)
+        rank = adapter_config(part)["r"] if plan.spec.finetuning_type == "lora" else 0
         while True:
             number = max((v for v in _numbers(shelf)), default=0) + 1
             entry = ModelVersion(
@@ -51,7 +52,7 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
                 base=plan.spec.model_name_or_path,
                 base_digest=plan.base.digest,
                 adapter=shelf / str(number),
-                rank=plan.spec.lora_rank or 0,
+                rank=rank,
                 template=plan.template.name,
                 template_digest=plan.template.digest,
                 dataset_fingerprint=plan.train.fingerprint,

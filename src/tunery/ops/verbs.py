@@ -117,7 +117,10 @@ def _resumable(home: Path, wanted: str, project: Project) -> Run:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be asked: its base, its adapter (None: the base alone) and its way of writing prompts."""
+    """A model ready to be asked: what the engine loads, its adapter and its way of writing prompts.
+
+    `base` is the base of an adapter, or a whole model that was tuned; `adapter` is then None.
+    """
 
     label: str
     base: Base
@@ -135,10 +138,7 @@ def load_model(project: Project, ref: str | None) -> Loaded:
     from tunery.engine.vllm import Adapter
 
     version = registry.get(Path(project.home), ref or project.model)
-    near = in_project(project, version.base)
-    named = near if not Path(version.base).is_dir() and Path(near).is_dir() else version.base
-    base = find_base(named, allow_pickle=project.train.allow_pickle)
-    registry.check_base(version, base)
+    base = replace(find_base(str(version.adapter)), name=version.ref) if version.whole else _untuned(project, version)
     template = Template(version.template, load_tokenizer(base, trust_remote_code=project.train.trust_remote_code))
     if template.digest != version.template_digest:
         raise ModelError(
@@ -147,11 +147,40 @@ def load_model(project: Project, ref: str | None) -> Loaded:
             hint="its prompts would differ from its training rows; train it again",
         )
     registry.check_template(version, template)
+    if version.whole:
+        return Loaded(version.ref, base, None, template, version)
     rank = registry.adapter_config(version.adapter).get("r")
     if rank != version.rank:
         raise ModelError(f"{version.ref}: the adapter has rank {rank}, the registry says {version.rank}")
     adapter = Adapter(name=version.ref, path=version.adapter, rank=version.rank)
     return Loaded(version.ref, base, adapter, template, version)
+
+
+def _untuned(project: Project, version: ModelVersion) -> Base:
+    """The base that `version` was trained on. Raises ModelError when what lies there is another."""
+    near = in_project(project, version.base)
+    named = near if not Path(version.base).is_dir() and Path(near).is_dir() else version.base
+    base = find_base(named, allow_pickle=project.train.allow_pickle)
+    registry.check_base(version, base)
+    return base
+
+
+def _fault(loaded: Loaded) -> str | None:
+    """Why vLLM cannot answer with `loaded`; None when it can."""
+    from tunery.engine.vllm import unservable
+
+    return unservable(registry.adapter_config(loaded.adapter.path)) if loaded.adapter else None
+
+
+def _for_engine(project: Project, ref: str | None) -> Loaded:
+    """`load_model`, which raises ModelError also for an adapter that vLLM cannot apply."""
+    loaded = load_model(project, ref)
+    if why := _fault(loaded):
+        raise ModelError(
+            f"{loaded.label} cannot be asked as an adapter: {why}",
+            hint=f"make a model of it: `tunery models export {loaded.label} FOLDER --format merged`",
+        )
+    return loaded
 
 
 def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Report:
@@ -160,14 +189,14 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     Writes report.json, report.md and report.html into the run folder, whose id and path the observer hears. With
     `eval.gate`, the report's record holds "gate", a verdict a condition; it is the caller's to act on.
     """
-    from tunery.evaluation import check_gate, parse_gate, write_report
+    from tunery.evaluation import BASE, Model, check_gate, parse_gate, write_report
     from tunery.evaluation import evaluate as run_evaluation
     from tunery.tasks import task_by_name
 
     project = as_project(project)
     spec = project.eval
     conditions = parse_gate(spec.gate) if spec.gate else []
-    loaded = load_model(project, spec.model)
+    loaded = _for_engine(project, spec.model)
     assert loaded.version is not None
     version = loaded.version
     task = task_by_name(spec.task or version.task)
@@ -176,15 +205,16 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     profile = registry.profile_of(version)
     if profile and profile.task != task.name:
         profile = None
-    models: dict[str, Adapter | None] = {"base": None} if spec.compare_base else {}
-    models[loaded.label] = loaded.adapter
+    models = {}
+    if spec.compare_base:
+        models[BASE] = Model((_untuned(project, version) if version.whole else loaded.base).path)
+    models[loaded.label] = Model(loaded.base.path, loaded.adapter)
     with runs.start(Path(project.home), "eval", project, parents=[version.run_id]) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
         with _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
             report = run_evaluation(
                 spec,
-                base=loaded.base,
                 models=models,
                 data=data,
                 template=loaded.template,
@@ -197,7 +227,7 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
             )
         record = _record(run, project, loaded, data, calibration, profile)
         if conditions:
-            verdicts = check_gate(conditions, report.metrics[loaded.label], baseline or report.metrics.get("base"))
+            verdicts = check_gate(conditions, report.metrics[loaded.label], baseline or report.metrics.get(BASE))
             record["gate"] = [asdict(v) for v in verdicts]
         report = replace(report, record=record)
         paths = write_report(report, run.path)
@@ -233,7 +263,7 @@ def _record(
         "run": run.id,
         **run.provenance,
         "model": asdict(loaded.version) | {"ref": loaded.version.ref},
-        "base": {"name": loaded.base.name, "digest": loaded.base.digest},
+        "base": {"name": loaded.version.base, "digest": loaded.version.base_digest},
         "template": {"name": loaded.template.name, "digest": loaded.template.digest},
         "dataset": named(data),
         "calibration": named(calibration) if calibration else None,
@@ -346,7 +376,7 @@ def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchRe
     from tunery.tasks import task_by_name
 
     project = as_project(project)
-    loaded = load_model(project, project.batch.model)
+    loaded = _for_engine(project, project.batch.model)
     assert loaded.version is not None
     with runs.start(Path(project.home), "batch", project, parents=[loaded.version.run_id]) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
@@ -369,7 +399,7 @@ def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchRe
 
 @contextmanager
 def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterator[Service]:
-    """Serve versions over their base until the block ends. All of them must share one base.
+    """Serve versions over their base until the block ends. All of them must share one base; a whole model is its own.
 
     Every version answers to its ref ("name@3"), and the latest of each name to the bare name.
     """
@@ -383,21 +413,31 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
         refs = [v.ref for v in registry.list_versions(home)]
     else:
         refs = [registry.get(home, ref).ref for ref in spec.models]
-    loaded = [load_model(project, ref) for ref in dict.fromkeys(refs)]
-    wanted = find_base(
-        spec.base or (loaded[-1].base.name if loaded else project.train.model_name_or_path),
-        allow_pickle=project.train.allow_pickle,
-    )
+    read = load_model if spec.models == "all" else _for_engine
+    loaded = [read(project, ref) for ref in dict.fromkeys(refs)]
+    if faults := {m.label: why for m in loaded if (why := _fault(m))}:  # some of all
+        observer({"event": "note", "text": "; ".join(f"{label} is not served: {why}" for label, why in faults.items())})
+        loaded = [m for m in loaded if m.label not in faults]
+    if loaded and not spec.base:
+        wanted = loaded[-1].base
+    else:
+        wanted = find_base(spec.base or project.train.model_name_or_path, allow_pickle=project.train.allow_pickle)
     if spec.models == "all":
         left_out = [m.label for m in loaded if m.base.digest != wanted.digest]
         loaded = [m for m in loaded if m.base.digest == wanted.digest]
         if left_out:
-            observer({"event": "note", "text": f"trained on another base, not served: {', '.join(left_out)}"})
+            observer(
+                {"event": "note", "text": f"of another base than {wanted.name}, not served: {', '.join(left_out)}"}
+            )
     by_server = Template("auto", load_tokenizer(wanted)) if loaded else None  # vLLM takes the base's chat template
     for model in loaded:
         assert model.version is not None
         assert by_server is not None
-        registry.check_base(model.version, wanted)
+        if model.base.digest != wanted.digest:
+            raise ModelError(
+                f'{model.label} is not served with "{wanted.name}": it is of another base, or a model of its own',
+                hint="name the versions of one base with --model; a whole model is served alone",
+            )
         registry.check_template(model.version, by_server)
     adapters = {m.label: m.adapter for m in loaded if m.adapter}
     latest = {m.version.name: m.label for m in loaded if m.version}

@@ -45,8 +45,9 @@ def serve(
 ) -> Iterator[Service]:
     """Serve `base` and `adapters` (by their keys) until the block ends; Ray must be connected.
 
-    `aliases` are further names of adapters. When the block begins every model has answered. Raises ConfigError,
-    ModelError or ResourceError before anything is started, and EngineError with the cause when the start fails.
+    `aliases` are further names of adapters, or of the base. When the block begins every model has answered. Raises
+    ConfigError, ModelError or ResourceError before anything is started, and EngineError with the cause when the start
+    fails.
     """
     from ray.exceptions import RayError
 
@@ -87,7 +88,7 @@ def _check_names(base: str, adapters: Mapping[str, Any], aliases: Mapping[str, s
         if names.count(name) > 1:
             raise ConfigError(f'two served models are named "{name}"', hint="rename one of them")
     for alias, target in aliases.items():
-        if target not in adapters:
+        if target not in (base, *adapters):
             near = nearest(target, adapters)
             raise ConfigError(
                 f'the alias "{alias}" stands for "{target}", which is not served',

@@ -17,7 +17,7 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def write_results(plan: Plan, output: Path, checkpoint: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Put adapter, tokenizer, results and plots into `output`; the adapter's weights come last.
+    """Put adapter or model, tokenizer, results and plots into `output`; the weights come last.
 
     Returns the content of all_results.json.
     """
@@ -40,10 +40,26 @@ def write_results(plan: Plan, output: Path, checkpoint: Path, summary: dict[str,
         plot_loss(rows, output / "training_loss.png", "loss")
         if any("eval_loss" in r for r in rows):
             plot_loss(rows, output / "training_eval_loss.png", "eval_loss")
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(checkpoint / name, output / f"{name}.part")
+    for name, path in model_files(plan, checkpoint).items():
+        shutil.copyfile(path, output / f"{name}.part")
         (output / f"{name}.part").rename(output / name)
     return results | evaluation
+
+
+def model_files(plan: Plan, folder: Path) -> dict[str, Path]:
+    """What makes up the adapter or model that lies in `folder`, by name, weights last.
+
+    A whole model has all files of its base, its weights and their index apart.
+    """
+    if plan.spec.finetuning_type == "lora":
+        return {name: folder / name for name in ("adapter_config.json", "adapter_model.safetensors")}
+    base = [p for p in sorted(plan.base.path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    weights = sorted(folder.glob("model*.safetensors*"), reverse=True)  # the index before its parts
+    return {p.name: p for p in [*(p for p in base if not _is_weights(p)), *weights]}
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx") or path.name.endswith(".index.json")
 
 
 def write_offending(plan: Plan, path: Path, rows: Rows) -> None:

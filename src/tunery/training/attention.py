@@ -81,6 +81,7 @@ def pack_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over one pack; returns (1, T, H, D)."""
     gqa = query.shape[1] != key.shape[1]
+    query, key = query.to(value.dtype), key.to(value.dtype)  # a norm in fp32 lifts them under autocast
     if view is None:
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=gqa

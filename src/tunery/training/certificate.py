@@ -55,6 +55,8 @@ def certify(model: Any, packs: Sequence[Pack], units: Sequence[Unit], *, train_o
     """Compare `packs` with their `units` unpacked, on the model's device. Weights and gradients stay as they were."""
     device = packs[0].ids.device
     dtype = next((p.dtype for p in model.parameters() if not p.requires_grad), torch.float32)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
     tuned = [p for p in model.parameters() if p.requires_grad]
     compared = tuned[:: 1 + sum(p.numel() for p in tuned) // _MOST]
     # LoRA's B starts at zero, and with it A's gradient: a comparison of zeros would show nothing.

@@ -30,22 +30,26 @@ def write_checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, sc
     """`scratch`/checkpoint-`step`, filled by rank 0."""
     import torch
 
+    from tunery.training.tuning import save_tuned, tuned_state
+
     folder = scratch / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        model.save_pretrained(folder)
-        torch.save({"step": step, "optimizer": optimizer.state_dict()}, folder / STATE_FILE)
+        save_tuned(model, folder)
+        state = {"step": step, **tuned_state(model), "optimizer": optimizer.state_dict()}
+        torch.save(state, folder / STATE_FILE)
     return folder
 
 
 def read_checkpoint(folder: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Bring model and optimizer to where a checkpoint left them; returns its step. Raises TrainError."""
     import torch
-    from peft import load_peft_weights, set_peft_model_state_dict
+
+    from tunery.training.tuning import load_tuned
 
     try:
-        state = torch.load(Path(folder) / STATE_FILE, weights_only=True)
-        set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"))
+        state = torch.load(Path(folder) / STATE_FILE, weights_only=True, map_location="cpu")
+        load_tuned(model, state)
         optimizer.load_state_dict(state["optimizer"])
     except (OSError, KeyError, ValueError, RuntimeError) as exc:
         raise TrainError(f'cannot resume from "{folder}": {exc}', hint="start anew in another output_dir") from None

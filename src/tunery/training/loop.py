@@ -34,6 +34,7 @@ from tunery.training.model import (
     transformers_model,
 )
 from tunery.training.objectives import Objective, objective_of, reference_units
+from tunery.training.optimizer import build_optimizer, lr_factor
 from tunery.training.packing import Group, Pack, Unit
 from tunery.training.progress import Clock, Machine
 from tunery.training.watching import Answers, Best, lowest_loss, out_of_memory_explained, row_losses
@@ -63,21 +64,10 @@ def total_steps(spec: TrainSpec, rows: int) -> int:
     return math.ceil(math.ceil(rows / spec.batch_rows) * (spec.num_train_epochs or 1))
 
 
-def lr_factor(spec: TrainSpec, step: int, total: int) -> float:
-    """Share of the peak learning rate at `step` (0-based), as transformers' schedulers have it."""
-    warmup = spec.warmup_steps or math.ceil(spec.warmup_ratio * total)
-    if step < warmup:
-        return step / max(1, warmup)
-    done = (step - warmup) / max(1, total - warmup)
-    if spec.lr_scheduler_type == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1 - done if spec.lr_scheduler_type == "linear" else 1.0
-
-
 def fit(
     job: Job, hooks: Hooks, *, rank: int = 0, world: int = 1, device: str = "cpu", model: Any = None
 ) -> dict[str, Any]:
-    """Train; returns the summary that becomes `train_results.json`. The last save is the final adapter.
+    """Train; returns the summary that becomes `train_results.json`. The last save is the result.
 
     `model` is the adapted model (`training.model.adapt`) where the caller has it already.
     """
@@ -87,15 +77,9 @@ def fit(
     if model is None:
         model = build_model(spec, find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle).path, device)
     tuned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        tuned,
-        lr=spec.learning_rate or 1e-4,
-        betas=(spec.adam_beta1, spec.adam_beta2 or 0.999),
-        eps=spec.adam_epsilon,
-        weight_decay=spec.weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(model, spec)
     total = total_steps(spec, len(job.units))
+    factor = lr_factor(spec, total)
     with out_of_memory_explained(spec):
         packer = _certified(job, model, hooks, device)
     objective = objective_of(spec, packer)
@@ -113,7 +97,7 @@ def fit(
 
     while step < total:
         for group in optimizer.param_groups:
-            group["lr"] = (spec.learning_rate or 1e-4) * lr_factor(spec, step, total)
+            group["lr"] = group["initial_lr"] * factor(step)
         torch.manual_seed(hash((spec.seed, step, rank)))  # so dropout follows from seed and step too
         batch = batches.at(step)
         with out_of_memory_explained(spec):
@@ -196,7 +180,7 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
     group = max(job.groups, key=lambda g: len(g.members))
     units = [job.units[i] for i in group.members[:CERTIFIED_ROWS]]
     packs = [p.to(device) for p in packer.packs(units, [replace(group, members=list(range(len(units))))])]
-    model.train(not spec.lora_dropout)  # dropped at random, two passes never agree
+    model.train(not (spec.lora_dropout or spec.neftune_noise_alpha))  # with chance in them, two passes never agree
     with _autocast(spec, device), MemoryPerToken(device) as memory:
         certificate = certify(model, packs, units, train_on_prompt=spec.train_on_prompt)
     model.train()
@@ -204,7 +188,8 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
     if not certificate.holds:
         return _certified(replace(job, spec=spec.model_copy(update={"packing": "none"})), model, hooks, device)
     if device.startswith("cuda"):
-        fit = memory.tokens_that_fit(certificate.packed_tokens)
+        tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        fit = memory.tokens_that_fit(certificate.packed_tokens, tuned)
         longest = max(sum(map(len, unit)) for unit in (*job.units, *job.eval_units))
         if spec.gradient_checkpointing is None and fit < max(longest, GPU_PACK_TOKENS[0]):
             checkpoint_activations(model)

@@ -6,59 +6,62 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunery.config import TrainSpec
-from tunery.errors import ModelError
 from tunery.training.attention import register_attention
 from tunery.training.lora import fuse
+from tunery.training.tuning import check_device, decoder_layers, tune
 
 
 def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
-    """The base of `path` with what `spec` tunes on it. Raises ModelError for impossible targets."""
+    """The base of `path` with what `spec` tunes on it. Raises ModelError for impossible targets, ConfigError for
+    quantization_bit without a GPU."""
     from transformers import AutoModelForCausalLM
 
+    options: dict[str, Any] = _quantized(spec, device) if spec.quantization_bit else {}
+    # Weights that are kept as a model keep their bits, and autocast rounds copies; an adapter's base may be rounded.
+    dtype = compute_dtype(spec, device) if spec.finetuning_type == "lora" else "auto"
     model: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        dtype=compute_dtype(spec, device),
+        dtype=dtype,
         attn_implementation=register_attention(),
         trust_remote_code=spec.trust_remote_code,
+        **options,
     )
-    return adapt(model.to(device), spec)
+    return adapt(model if options else model.to(device), spec)
+
+
+def _quantized(spec: TrainSpec, device: str) -> dict[str, Any]:
+    """QLoRA's settings: 4 bits as NF4, its scales quantised too."""
+    from transformers import BitsAndBytesConfig
+
+    check_device(spec, not device.startswith("cpu"))
+    config = BitsAndBytesConfig(
+        load_in_4bit=spec.quantization_bit == 4,
+        load_in_8bit=spec.quantization_bit == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(spec, device),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def adapt(model: Any, spec: TrainSpec) -> nn.Module:
-    """Put fp32 LoRA weights on `model`, and make it ready to train where it lies."""
-    from peft import LoraConfig, get_peft_model
-
+    """Choose what of `model` is tuned, and make it ready to train where it lies."""
     device = next(model.parameters()).device
+    model = tune(model, spec)
     model.config.use_cache = False
-    targets = spec.lora_target if isinstance(spec.lora_target, list) else spec.lora_target.split(",")
-    targets = [t.strip() for t in targets]
-    lora = LoraConfig(
-        r=spec.lora_rank or 8,
-        lora_alpha=spec.lora_alpha or 16,
-        lora_dropout=spec.lora_dropout,
-        target_modules="all-linear" if targets == ["all"] else targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        model = get_peft_model(model, lora)
-    except ValueError as exc:
-        linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise ModelError(
-            f"lora_target {spec.lora_target!r} does not fit this model: {exc}",
-            hint=f"its linear layers are {', '.join(linears)}; or use lora_target: all",
-        ) from None
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    if spec.finetuning_type != "lora" and compute_dtype(spec, device.type) == torch.float32:
+        model.float()  # nothing casts then, so all of it is of one dtype
     fuse(model, fp8=spec.fp8)
     if spec.gradient_checkpointing:
         checkpoint_activations(model)
+    if spec.neftune_noise_alpha:
+        add_noise(model, spec.neftune_noise_alpha)
     if spec.torch_compile if spec.torch_compile is not None else device.type == "cuda":
         compile_layers(model)
-    return model.to(device).train()
+    return (model if spec.quantization_bit else model.to(device)).train()
 
 
 def transformers_model(model: Any) -> Any:
@@ -70,6 +73,26 @@ def checkpoint_activations(model: Any) -> None:
     """Keep only each layer's input for backward, and compute the rest again: a third more work, far less memory."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
+
+
+def add_noise(model: Any, alpha: float) -> None:
+    """NEFTune (arXiv:2310.05914): in training, uniform noise up to alpha / sqrt(L d) on the d-wide embeddings of a row
+    of L tokens. A pack's rows are told apart by their positions, which restart at 0."""
+    inner = transformers_model(model)
+    lengths: list[Tensor] = []
+
+    def measure(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        row = (kwargs["position_ids"][0] == 0).cumsum(0) - 1  # (T,)
+        lengths[:] = [torch.bincount(row)[row]]
+
+    def disturb(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        if not module.training:
+            return out
+        size = alpha / (lengths[0] * out.shape[-1]).sqrt()  # (T,)
+        return out + (2 * torch.rand_like(out) - 1) * size[:, None].to(out.dtype)
+
+    inner.register_forward_pre_hook(lambda m, a, k: measure(m, a, k) if m.training else None, with_kwargs=True)
+    inner.get_input_embeddings().register_forward_hook(disturb)
 
 
 class MemoryPerToken:
@@ -89,23 +112,24 @@ class MemoryPerToken:
         if self.cuda:
             self.used = torch.cuda.max_memory_allocated() - self._before
 
-    def tokens_that_fit(self, tokens: int, share: float = 0.85) -> int:
-        """How many tokens fit into `share` of the free memory, when the passes here had `tokens`; 512s."""
+    def tokens_that_fit(self, tokens: int, tuned: int, share: float = 0.85) -> int:
+        """How many tokens fit into `share` of the free memory, when the passes here had `tokens`; 512s.
+
+        `tuned` parameters have a gradient, which the passes here had too, and Adam's two moments, which come later.
+        """
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info()[0]
-        return int(share * free / max(1, self.used / tokens)) // 512 * 512
+        free = torch.cuda.mem_get_info()[0] - 12 * tuned
+        return int(share * free / max(1, (self.used - 4 * tuned) / tokens)) // 512 * 512
 
 
 def compile_layers(model: nn.Module, on: bool = True) -> None:
     """Compile each decoder layer by itself: they share one graph, so that costs a layer's time, not a model's."""
     torch._dynamo.config.recompile_limit = 64  # the sizes of packs, the first layer, checkpointing on and off
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "self_attn"):
-            for layer in module:
-                if on:
-                    layer.compile(dynamic=False)
-                else:
-                    layer._compiled_call_impl = None
+    for layer in decoder_layers(model):
+        if on:
+            layer.compile(dynamic=False)
+        else:
+            layer._compiled_call_impl = None
 
 
 def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:

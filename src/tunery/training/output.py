@@ -35,7 +35,7 @@ INDIFFERENT = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`adapter` is a complete PEFT folder; `results` is LLaMA-Factory's all_results.json."""
+    """`adapter` is a complete folder, PEFT's or a whole model's; `results` is LLaMA-Factory's all_results.json."""
 
     adapter: Path
     results: dict[str, Any]
@@ -115,8 +115,8 @@ class Output:
 
         Raises TrainError when the folder is another training's, StorageError when a place cannot be written.
         """
-        if (self.folder / "adapter_model.safetensors").exists():
-            raise TrainError(f"{self.folder} already holds a trained adapter", hint="choose another output_dir")
+        if any(self.folder.glob("*.safetensors")):
+            raise TrainError(f"{self.folder} already holds a trained model", hint="choose another output_dir")
         self.checkpoints.check_writable()
         wanted = self.plan.spec.resume_from_checkpoint
         self.final = self.checkpoints.last() if resume or wanted is True else None

@@ -62,8 +62,10 @@ class Plan:
 
 def prepare(spec: TrainSpec) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
+    from tunery.training.optimizer import lr_factor
     from tunery.training.packing import prefix_groups
     from tunery.training.trackers import trackers_of
+    from tunery.training.tuning import check_tuning
     from tunery.training.units import check_stage, encode
     from tunery.training.watching import check
 
@@ -76,7 +78,8 @@ def prepare(spec: TrainSpec) -> Plan:
         raise ConfigError("mask_history and train_on_prompt are both on", hint="choose one")
     check_stage(spec)
     trackers_of(spec.report_to)
-    notes: list[str] = []
+    notes = check_tuning(spec)
+    lr_factor(spec, 1)
     base, tokenizer = _base(spec, notes)
     template = Template(spec.template or "auto", tokenizer)
     writer = _writer(template, base)
@@ -132,8 +135,9 @@ def _packing(spec: TrainSpec, base: Base, longest: int, notes: list[str]) -> str
         found, why = "none", f"its layers carry a state along the sequence ({', '.join(sorted(kinds)) or 'recurrent'})"
     elif window and window < longest:
         found, why = "none", f"its attention slides over {window} tokens, the longest row has {longest}"
-    elif spec.lora_dropout:
-        found, why = "sequence", "with lora_dropout the rows of a pack would share the prefix's dropout mask"
+    elif spec.lora_dropout or spec.neftune_noise_alpha:
+        key = "lora_dropout" if spec.lora_dropout else "neftune_noise_alpha"
+        found, why = "sequence", f"with {key} the rows of a pack would share what chance does to the prefix"
     else:
         return "shared_prefix" if spec.packing == "auto" else spec.packing
     ranks = ("none", "sequence", "shared_prefix", "auto")

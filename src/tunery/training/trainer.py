@@ -49,7 +49,10 @@ def train(
     import ray
     from ray.exceptions import RayError
 
+    from tunery.training.tuning import check_device
+
     resources = _worker_resources(plan.spec)
+    check_device(plan.spec, bool(resources.get("GPU")))
     _check_resources(plan.spec, resources)
     with opened(plan, output, run, on_event, resume=resume) as folder:
         job = job_of(plan, folder.evaluations, gpu=bool(resources.get("GPU")))

@@ -1,0 +1,256 @@
+"""What is tuned: LoRA's weights on a frozen base, some layers of the base, or all of it; and how that is kept.
+
+An adapter is always one for the base as it is. PiSSA, which moves a part of each base weight into LoRA, is written as
+LoRA of twice the rank: [A; A0] and [B, -B0], what was learnt less what it started from.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunery.config import TrainSpec
+from tunery.engine.vllm import lora_ranks, unservable
+from tunery.errors import ConfigError, ModelError
+
+_LORA_KEYS = (
+    "lora_dropout", "use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio", "additional_target",
+    "quantization_bit", "fp8",
+)  # fmt: skip
+_FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+_EXCLUSIVE = (  # pairs that do not go together, and why
+    ("fp8", "quantization_bit", "both would hold the base in fewer bits"),
+    ("fp8", "lora_dropout", "fp8 is for LoRA layers without dropout"),
+    ("fp8", "use_dora", "DoRA needs the norms of the base's own weights"),
+    ("pissa_init", "fp8", "PiSSA starts from the base's own weights"),
+    ("pissa_init", "quantization_bit", "PiSSA starts from the base's own weights"),
+    ("pissa_init", "use_dora", "what they learn together is no plain LoRA, and fits no base but its own"),
+)
+
+
+def words(value: str | Iterable[str] | None) -> list[str]:
+    """Names from a list, or from a string with commas between them."""
+    names = value.split(",") if isinstance(value, str) else value or ()
+    return [name.strip() for name in names if name.strip()]
+
+
+def check_tuning(spec: TrainSpec) -> list[str]:
+    """What is worth saying about the tuning that `spec` asks for. Raises ConfigError for keys that do not fit."""
+    kind = spec.finetuning_type
+    alien = [key for key in _LORA_KEYS if kind != "lora" and getattr(spec, key)]
+    alien += [k for k in _FREEZE_KEYS if kind != "freeze" and getattr(spec, k) != TrainSpec.model_fields[k].default]
+    if alien:
+        fitting = "lora" if alien[0] in _LORA_KEYS else "freeze"
+        raise ConfigError(
+            f"finetuning_type: {kind} has no {', '.join(alien)}",
+            hint=f"leave it out, or use finetuning_type: {fitting}",
+        )
+    for one, other, why in _EXCLUSIVE:
+        if getattr(spec, one) and getattr(spec, other):
+            raise ConfigError(f"{one} and {other} do not go together: {why}", hint="choose one")
+    if spec.pissa_init and not spec.pissa_convert:
+        raise ConfigError(
+            "pissa_convert: false would leave an adapter that fits only a base changed by PiSSA",
+            hint="leave it out: the adapter is converted, and works on the base as it is",
+        )
+    if spec.quantization_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"quantization_bit: {spec.quantization_bit} needs the package bitsandbytes, which is not installed",
+            hint="pip install bitsandbytes on the GPU machines, or leave quantization_bit out",
+        )
+    return _notes(spec)
+
+
+def check_device(spec: TrainSpec, gpu: bool) -> None:
+    """Raises ConfigError for what a worker without a GPU cannot do."""
+    if spec.quantization_bit and not gpu:
+        raise ConfigError(
+            f"quantization_bit: {spec.quantization_bit} needs a GPU, and the workers have none",
+            hint="leave quantization_bit out",
+        )
+
+
+def _notes(spec: TrainSpec) -> list[str]:
+    notes = []
+    if spec.lr_scheduler_type == "constant" and (spec.warmup_steps or spec.warmup_ratio):
+        notes.append("lr_scheduler_type: constant has no warmup; constant_with_warmup has")
+    if spec.finetuning_type != "lora":
+        return notes
+    why = unservable({"use_dora": spec.use_dora, "modules_to_save": words(spec.additional_target)})
+    rank = (spec.lora_rank or 8) * (2 if spec.pissa_init else 1)
+    if spec.pissa_init:
+        notes.append(f"pissa_init: the adapter is written as plain LoRA of rank {rank}, for the base as it is")
+    if why is None and rank > lora_ranks()[-1]:
+        why = f"vLLM takes ranks up to {lora_ranks()[-1]}"
+    if why:
+        notes.append(
+            f"{why}: eval, batch and serve will not take this adapter; `tunery models export --format merged` "
+            "makes a model of it"
+        )
+    if spec.quantization_bit:
+        notes.append(f"quantization_bit: trained on a {spec.quantization_bit}-bit base, served on the base as it is")
+    return notes
+
+
+def tune(model: Any, spec: TrainSpec) -> Any:
+    """`model` with what `spec` tunes in fp32 and the rest frozen. Raises ModelError for names that it does not have."""
+    if spec.finetuning_type == "lora":
+        model = _with_lora(model, spec)
+    else:
+        model.requires_grad_(spec.finetuning_type == "full")
+        if spec.finetuning_type == "freeze":
+            _unfreeze(model, spec)
+        model.untuned = copy.deepcopy(model.config), {name: p.dtype for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _with_lora(model: Any, spec: TrainSpec) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets, saved = words(spec.lora_target), words(spec.additional_target)
+    known = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
+    if missing := [name for name in saved if name.rsplit(".", 1)[-1] not in known]:
+        raise ModelError(
+            f"additional_target: this model has no {', '.join(missing)}", hint=f"it has {', '.join(sorted(known))}"
+        )
+    exact: bool | str = True
+    if spec.pissa_init:
+        exact = "pissa" if spec.pissa_iter < 0 else f"pissa_niter_{spec.pissa_iter}"
+    lora = LoraConfig(
+        r=spec.lora_rank or 8,
+        lora_alpha=spec.lora_alpha or 16,
+        lora_dropout=spec.lora_dropout,
+        target_modules="all-linear" if targets == ["all"] else targets,
+        modules_to_save=saved or None,
+        ensure_weight_tying=bool(saved) and bool(getattr(model.config, "tie_word_embeddings", False)),
+        use_rslora=spec.use_rslora,
+        use_dora=spec.use_dora,
+        init_lora_weights=exact,  # pyright: ignore[reportArgumentType]
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(model, lora)
+    except ValueError as exc:
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(
+            f"lora_target {spec.lora_target!r} does not fit this model: {exc}",
+            hint=f"its linear layers are {', '.join(linears)}; or use lora_target: all",
+        ) from None
+    if spec.pissa_init:
+        model.pissa_start = {n: p.detach().float().cpu().clone() for n, p in _lora_weights(model).items()}
+    return model
+
+
+def _lora_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+
+
+def _unfreeze(model: Any, spec: TrainSpec) -> None:
+    layers = decoder_layers(model)
+    count = spec.freeze_trainable_layers  # the last ones; below zero, the first
+    if count == 0 or abs(count) > len(layers):
+        raise ModelError(f"freeze_trainable_layers: {count}, but this model has {len(layers)} layers")
+    inside = {name for name, _ in layers[0].named_children()}
+    kinds = words(spec.freeze_trainable_modules)
+    outside = {
+        name.rsplit(".", 1)[-1]: module
+        for name, module in model.named_modules()
+        if list(module.parameters(recurse=False)) and not any(part.isdigit() for part in name.split("."))
+    }
+    extra = words(spec.freeze_extra_modules)
+    for key, names, known in (
+        ("freeze_trainable_modules", kinds, inside | {"all"}),
+        ("freeze_extra_modules", extra, set(outside)),
+    ):
+        if missing := sorted(set(names) - known):
+            raise ModelError(f"{key}: this model has no {', '.join(missing)}", hint=f"choose of {sorted(known)}")
+    for layer in layers[-count:] if count > 0 else layers[:-count]:
+        for module in [layer] if "all" in kinds else [getattr(layer, name) for name in kinds]:
+            module.requires_grad_(True)
+    for name in extra:
+        outside[name].requires_grad_(True)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, first to last."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "self_attn"):
+            return list(module)
+    return []
+
+
+# -- keeping it --
+
+
+def tuned_state(model: Any) -> dict[str, dict[str, Tensor]]:
+    """What `load_tuned` needs to go on exactly from here: every tuned parameter in fp32."""
+    state = {"tuned": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
+    return state | ({"pissa": model.pissa_start} if hasattr(model, "pissa_start") else {})
+
+
+@torch.no_grad()
+def load_tuned(model: Any, state: dict[str, dict[str, Tensor]]) -> None:
+    """The opposite of `tuned_state`. Raises ValueError when `state` is of a model tuned in another way."""
+    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if tuned.keys() != state["tuned"].keys():
+        raise ValueError("other parameters are tuned in it")
+    if "pissa" in state:
+        _restart(model, state["pissa"])
+    for name, parameter in tuned.items():
+        parameter.copy_(state["tuned"][name])
+
+
+def _restart(model: Any, start: dict[str, Tensor]) -> None:
+    """Let PiSSA have started from `start`: another machine's decomposition may differ, by a sign or by rounding."""
+    for name, module in model.named_modules():
+        a, b = f"{name}.lora_A.default.weight", f"{name}.lora_B.default.weight"
+        if a not in start or (start[a].equal(model.pissa_start[a]) and start[b].equal(model.pissa_start[b])):
+            continue
+        weight, scale = module.base_layer.weight, module.scaling["default"]
+        moved = model.pissa_start[b] @ model.pissa_start[a] - start[b] @ start[a]
+        weight.add_((moved * scale).to(weight.device, weight.dtype))
+    model.pissa_start = start
+
+
+def save_tuned(model: Any, folder: Path) -> None:
+    """Write what was tuned as others read it: PEFT's adapter, or a whole model with the base's own dtypes."""
+    if hasattr(model, "untuned"):
+        _save_whole(model, folder)
+    elif hasattr(model, "pissa_start"):
+        _save_converted(model, folder)
+    else:
+        model.save_pretrained(folder)
+
+
+def _save_whole(model: Any, folder: Path) -> None:
+    config, dtypes = model.untuned
+    cast: dict[int, Tensor] = {}  # tied weights are one tensor, and stay one
+    for name, parameter in model.named_parameters():
+        cast[parameter.data_ptr()] = parameter.detach().to(dtypes[name])
+    model.save_pretrained(folder, state_dict={n: cast.get(v.data_ptr(), v) for n, v in model.state_dict().items()})
+    config.save_pretrained(folder)
+
+
+def _save_converted(model: Any, folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = copy.deepcopy(model.peft_config["default"])
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2
+    config.r, config.init_lora_weights, config.inference_mode = 2 * config.r, True, True
+    start = {name.replace(".default.", "."): weight for name, weight in model.pissa_start.items()}
+    state = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(model).items()}
+    for name, weight in start.items():
+        down = ".lora_A." in name
+        state[name] = torch.cat([state[name].float(), weight if down else -weight], 0 if down else 1)
+    config.save_pretrained(str(folder))
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
