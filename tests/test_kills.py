@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def test_a_lost_machine_is_replaced_by_another_or_done_without(straight, plan, t
         env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    seen = {r["run"]: r["seen"] for r in map(json.loads, done.stdout.splitlines())}
+    seen = {r["run"]: r["seen"] for r in map(json.loads, re.findall(r"^{.*}$", done.stdout, re.M))}
     assert seen == {"lost": [2, "the workers were lost", 2], "elastic": [2, "the workers were lost", 1]}
     assert adapter(tmp_path / "lost") == adapter(straight)
     assert losses(tmp_path / "elastic") == pytest.approx(losses(straight), rel=1e-4)
