@@ -86,7 +86,7 @@ def prepare(spec: TrainSpec) -> Plan:
 
     def encoded(name: str) -> tuple[Dataset, list[Example], list[Unit]]:
         data = load(name, spec.dataset_dir, max_samples=spec.max_samples, labelled=spec.stage != "pt")
-        return data, *encode(data, writer, spec, base, notes)
+        return data, *encode(data, template if spec.stage == "pt" else writer, spec, base, notes)
 
     train, examples, units = encoded(spec.dataset)
     eval_units = encoded(spec.eval_dataset)[2] if spec.eval_dataset else []

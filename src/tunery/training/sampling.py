@@ -43,7 +43,10 @@ class Judge:
             spread = rewards.std() if count > 1 else torch.tensor(0.0)
             worth = ((rewards - rewards.mean()) / (spread + 1e-4)).tolist()
             units.append(
-                [Answer(row.id, row.prompt, t, w, r) for t, w, r in zip(targets, worth, rewards.tolist(), strict=True)]
+                [
+                    Answer(row.id, row.prompt, t, worth=w, reward=r)
+                    for t, w, r in zip(targets, worth, rewards.tolist(), strict=True)
+                ]
             )
         return units
 
