@@ -7,7 +7,7 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart doctor test lint types imports check format lock clean
+.PHONY: help setup quickstart doctor test test-long lint types imports check format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ doctor: $(READY) ## is this machine fit, and what to mend
 
 test: $(READY) ## the test suite (ARGS="-k template")
 	@$(BIN)/pytest $(ARGS)
+
+test-long: $(READY) ## the tests that take minutes each: lost machines, a whole watched training
+	@$(BIN)/pytest -m long $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	@$(BIN)/ruff check

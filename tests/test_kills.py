@@ -154,6 +154,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.long
 def test_a_lost_machine_is_replaced_by_another_or_done_without(straight, plan, tmp_path):
     """On two Ray nodes: as fixed workers, which both go to the other node, and elastic ones, of which one is left."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

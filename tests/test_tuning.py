@@ -287,6 +287,7 @@ def shop(tmp_path_factory, tiny_base) -> verbs.Project:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.long
 def test_a_model_tuned_in_full_is_a_version_that_is_evaluated_beside_its_base_asked_and_served(shop, tmp_path):
     shop.train.finetuning_type = "full"
     run = tunery.train(shop)

@@ -427,6 +427,7 @@ def test_steps_done_twice_by_a_resumed_run_are_counted_once():
     assert scalars(found[2]) == {"eval/loss": 5.0}
 
 
+@pytest.mark.long
 def test_a_watched_training_from_the_command_line(tmp_path):
     """Two workers share the answering; the best version, not the last, is registered and kept."""
     assert tunery("init", "shop", cwd=tmp_path).returncode == 0
