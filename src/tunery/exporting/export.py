@@ -88,8 +88,8 @@ def export(
             _compare(source, before, after, dtype)
             size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
             done = Exported(out, format, dtype, size, len(before), sum(map(len, before)))
-            check = {"prompts": done.prompts, "tokens": done.tokens, "same": True}
-            about = {**source.about, "format": format, "dtype": dtype, "check": check}
+            same = {"prompts": done.prompts, "tokens": done.tokens, "same": True}
+            about = {**source.about, "format": format, "dtype": dtype, "check": same}
             storage.write_json_atomic(part / RECORD, about)
             (part / ".lock").unlink()
             storage.sync_folder(part)
