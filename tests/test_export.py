@@ -155,25 +155,29 @@ def test_gguf_of_other_families(kind, tiny_base, tmp_path):
     tunery.export("shop", tmp_path / "gguf", format="gguf", dtype="float32", project=project)
 
 
-def test_llama_cpp_says_the_same(shop, merged, tmp_path):
-    """llama.cpp itself: text in, text out, tokenised and decoded by what the file says."""
+def test_llama_cpp_says_the_same(shop, tmp_path):
+    """llama.cpp itself: turns in, text out, written, tokenised and decoded by what the file says."""
     pytest.importorskip("gguf")
     llama = pytest.importorskip("xllamacpp")
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tunery.data import load
+
     done = tunery.export("shop", tmp_path / "gguf", format="gguf", dtype="float32", project=shop)
     params = llama.CommonParams()
     params.model.path = str(next(done.path.glob("*.gguf")))
     params.n_ctx, params.cpuparams.n_threads, params.warmup = 2048, 2, False
+    params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     server = llama.Server(params)
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
-    template = Template("chatml", load_tokenizer(find_base(BUNDLED_BASE)))
-    from tunery.data import load
-
-    for example in load("bikeshop-test", DATA, max_samples=20).examples:
+    base = find_base(BUNDLED_BASE)
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(registry.get(Path(shop.home), "shop").adapter))
+    template = Template("chatml", load_tokenizer(base))
+    for example in load("bikeshop-test", DATA, max_samples=8).examples:
         messages = [{"role": m.role, "content": m.content} for m in example.messages]
-        said = server.handle_chat_completions({"messages": messages, "temperature": 0, "max_tokens": 128})
+        said = server.handle_chat_completions({"messages": messages, "temperature": 0, "max_tokens": 64})
         (prompt,) = template.prompts([example])
         assert said["usage"]["prompt_tokens"] == len(prompt)
         (ours,) = answers(model, [prompt], template.stop_ids)

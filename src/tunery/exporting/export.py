@@ -72,8 +72,9 @@ def export(
     part = out.absolute().with_name(f".{out.absolute().name}.part")
     with storage.translating(part, "write"), storage.FolderLock(part):
         try:
-            for left in part.iterdir():  # by an export that was killed
-                shutil.rmtree(left) if left.is_dir() else left.name == ".lock" or left.unlink()
+            for left in part.iterdir():  # by an export that was killed; all of them write plain files
+                if left.name != ".lock":
+                    left.unlink()
             on_stage("loading the base")
             model = _load(source.base.path, parameters, trust_remote_code=source.trust_remote_code)
             on_stage("answering with base and adapter")
@@ -86,7 +87,7 @@ def export(
             written = again(parameters)
             after = [greedy(written, prompt, source.template.stop_ids) for prompt in source.prompts]
             _compare(source, before, after, dtype)
-            size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+            size = sum(file.stat().st_size for file in part.iterdir())
             done = Exported(out, format, dtype, size, len(before), sum(map(len, before)))
             same = {"prompts": done.prompts, "tokens": done.tokens, "same": True}
             about = {**source.about, "format": format, "dtype": dtype, "check": same}
