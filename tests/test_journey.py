@@ -327,7 +327,6 @@ def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
         ({"ray_storage_path": "/proc/nowhere"}, StorageError, "/proc/nowhere"),
         ({"resume_from_checkpoint": True}, TrainError, "no complete checkpoint"),
         ({"lora_target": "qkv"}, ModelError, "linear layers are"),
-        ({"packing": "shared_prefix", "lora_dropout": 0.1}, ConfigError, "not exact"),
     ],
 )
 def test_what_cannot_work_is_said_before_it_starts(project, change, error, message):

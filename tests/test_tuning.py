@@ -269,8 +269,11 @@ def test_what_follows_for_serving_and_packing_is_said_beforehand():
     assert "constant_with_warmup" in notes(lr_scheduler_type="constant", warmup_ratio=0.1)
     said: list[str] = []
     found = tunery.bases.find_base("tunery-base")
+    asked = TrainSpec(packing="shared_prefix", lora_dropout=0.1)
+    assert _packing(asked, found, 100, said) == "sequence"
+    assert "would not be exact" in said[-1]
     assert _packing(TrainSpec(neftune_noise_alpha=5), found, 100, said) == "sequence"
-    assert "neftune_noise_alpha" in said[0]
+    assert "neftune_noise_alpha" in said[-1]
 
 
 @pytest.fixture(scope="module")
