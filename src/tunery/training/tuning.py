@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunery.config import TrainSpec
 from tunery.engine.vllm import lora_ranks, unservable
-from tunery.errors import ConfigError, ModelError
+from tunery.errors import ConfigError, EngineError, ModelError
 
 _LORA_KEYS = (
     "lora_dropout", "use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio", "additional_target",
@@ -38,6 +38,14 @@ def words(value: str | Iterable[str] | None) -> list[str]:
     """Names from a list, or from a string with commas between them."""
     names = value.split(",") if isinstance(value, str) else value or ()
     return [name.strip() for name in names if name.strip()]
+
+
+def _highest_rank() -> int | None:
+    """What vLLM serves, or None on a machine that only trains."""
+    try:
+        return lora_ranks()[-1]
+    except EngineError:
+        return None
 
 
 def check_tuning(spec: TrainSpec) -> list[str]:
@@ -86,8 +94,8 @@ def _notes(spec: TrainSpec) -> list[str]:
     rank = (spec.lora_rank or 8) * (2 if spec.pissa_init else 1)
     if spec.pissa_init:
         notes.append(f"pissa_init: the adapter is written as plain LoRA of rank {rank}, for the base as it is")
-    if why is None and rank > lora_ranks()[-1]:
-        why = f"vLLM takes ranks up to {lora_ranks()[-1]}"
+    if why is None and (most := _highest_rank()) and rank > most:
+        why = f"vLLM takes ranks up to {most}"
     if why:
         notes.append(
             f"{why}: eval, batch and serve will not take this adapter; `tunery models export --format merged` "
