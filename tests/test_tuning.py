@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from peft import PeftModel
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import tunery
 from tunery.config import TrainSpec, parse, resolve_train
 from tunery.data.template import Row
+from tunery.engine.cluster import free_port
 from tunery.errors import ConfigError, ModelError
 from tunery.ops import registry, verbs
 from tunery.training.batches import Job, single
@@ -213,6 +215,7 @@ def test_the_learning_rate_follows_transformers(keys, shape):
         ({"pissa_init": True, "pissa_convert": False}, "fits only a base changed by PiSSA", "leave it out"),
         ({"pissa_init": True, "use_dora": True}, "do not go together", "choose one"),
         ({"fp8": True, "lora_dropout": 0.1}, "do not go together", "choose one"),
+        ({"stage": "grpo", "beta": 0.04, "finetuning_type": "full"}, "beneath plain LoRA", "leave beta out"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(keys, message, hint):
@@ -320,6 +323,11 @@ def test_a_model_tuned_in_full_is_a_version_that_is_evaluated_beside_its_base_as
     tunery.batch(shop)
     (answer,) = map(json.loads, Path(shop.batch.output).read_text().splitlines())
     assert answer["error"] is None and answer["completion_tokens"] > 0
+    shop.serve.port = free_port("127.0.0.1", 0)
+    with tunery.serve(shop) as service:
+        assert service.models == ("shop@1", "shop")
+        asked = {"model": "shop", "prompt": "red bike", "max_tokens": 4}
+        assert httpx.post(f"{service.url}/completions", json=asked, trust_env=False).status_code == 200
     tunery.export("shop@1", tmp_path / "merged", dtype="float32", project=shop)
     with pytest.raises(ConfigError, match="is a whole model and has no adapter"):
         tunery.export("shop@1", tmp_path / "adapter", format="adapter", project=shop)
