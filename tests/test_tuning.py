@@ -27,6 +27,7 @@ from tunery.training.optimizer import build_optimizer, lr_factor
 from tunery.training.packing import Group, build_pack, make_packs
 from tunery.training.plan import _packing
 from tunery.training.tuning import check_tuning, load_tuned, save_tuned, tuned_state
+from tunery.training.units import check_stage
 
 WAYS = {
     "full": {"finetuning_type": "full", "learning_rate": 3e-3},
@@ -215,12 +216,14 @@ def test_the_learning_rate_follows_transformers(keys, shape):
         ({"pissa_init": True, "pissa_convert": False}, "fits only a base changed by PiSSA", "leave it out"),
         ({"pissa_init": True, "use_dora": True}, "do not go together", "choose one"),
         ({"fp8": True, "lora_dropout": 0.1}, "do not go together", "choose one"),
-        ({"stage": "grpo", "beta": 0.04, "finetuning_type": "full"}, "beneath plain LoRA", "leave beta out"),
+        ({"stage": "grpo", "beta": 0.04, "pissa_init": True}, "beneath plain LoRA", "without pissa_init"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(keys, message, hint):
+    spec = resolve_train(TrainSpec(**keys))
     with pytest.raises(ConfigError) as caught:
-        check_tuning(resolve_train(TrainSpec(**keys)))
+        check_tuning(spec)
+        check_stage(spec)
     assert message in str(caught.value)
     assert hint in (caught.value.hint or "")
 

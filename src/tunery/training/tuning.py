@@ -67,11 +67,6 @@ def check_tuning(spec: TrainSpec) -> list[str]:
             "pissa_convert: false would leave an adapter that fits only a base changed by PiSSA",
             hint="leave it out: the adapter is converted, and works on the base as it is",
         )
-    if spec.stage == "grpo" and spec.beta and (kind != "lora" or spec.pissa_init):
-        raise ConfigError(
-            "beta holds the model near the untuned one, which is at hand only beneath plain LoRA",
-            hint="leave beta out, or use finetuning_type: lora without pissa_init",
-        )
     if spec.quantization_bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"quantization_bit: {spec.quantization_bit} needs the package bitsandbytes, which is not installed",

@@ -25,9 +25,10 @@ def check_stage(spec: TrainSpec) -> None:
                 )
     if spec.dpo_label_smoothing and spec.preference != "sigmoid":
         raise ConfigError("dpo_label_smoothing is for pref_loss: sigmoid alone", hint="drop one of the two")
-    if spec.stage == "grpo" and spec.beta and spec.finetuning_type != "lora":
+    if spec.stage == "grpo" and spec.beta and (spec.finetuning_type != "lora" or spec.pissa_init):
         raise ConfigError(
-            "beta compares with the model without its adapter", hint="use finetuning_type: lora, or beta: 0"
+            "beta compares with the untuned model, which is at hand only beneath plain LoRA",
+            hint="use finetuning_type: lora without pissa_init, or beta: 0",
         )
     if spec.stage == "kto" and not (spec.kto_chosen_weight or spec.kto_rejected_weight):
         raise ConfigError("kto_chosen_weight and kto_rejected_weight are both 0", hint="raise one of them")
