@@ -118,7 +118,7 @@ def test_what_is_left_out_takes_the_default_that_fits_the_base():
     assert other.lora_alpha == 2 * other.lora_rank
     assert resolve_train(TrainSpec(lora_rank=4)).lora_alpha == 8
     assert resolve_train(bundled) == bundled
-    assert resolve_train(TrainSpec(finetuning_type="full")).learning_rate == pytest.approx(1.5e-4)
+    assert resolve_train(TrainSpec(finetuning_type="full")).learning_rate == pytest.approx(5e-4)
 
 
 def test_errors_cross_process_borders():
