@@ -205,8 +205,8 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     if "learning_rate" in found and spec.stage not in ("sft", "pt") and defaults is GENERAL_DEFAULTS:
         found["learning_rate"] = 5e-6  # LLaMA-Factory's for preferences; the small base needs its own
     if "learning_rate" in found and spec.finetuning_type != "lora":
-        # Weights that know something move less: a tenth in LLaMA-Factory's examples. On the small base, one epoch of 400
-        # bikeshop rows in full left an eval loss of 0.275 at 1.5e-4, 0.226 at 5e-4 and 0.389 at 1.5e-3.
+        # Weights that know something move less: a tenth in LLaMA-Factory's examples. On the small base, one epoch of
+        # 400 bikeshop rows in full left an eval loss of 0.275 at 1.5e-4, 0.226 at 5e-4 and 0.389 at 1.5e-3.
         found["learning_rate"] /= 10 if defaults is GENERAL_DEFAULTS else 3
     rank = spec.lora_rank or found["lora_rank"]
     if spec.lora_alpha is None:
