@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tunery.bases import bundled_path
 from tunery.config import TrainSpec, load_project, parse, resolve_train
 from tunery.data.template import Row
-from tunery.errors import ConfigError, DataError
+from tunery.errors import ConfigError, DataError, TrainError
 from tunery.ops import registry
 from tunery.tasks import task_by_name
 from tunery.training import prepare
@@ -345,6 +345,18 @@ def test_rewards_rise(shop, tmp_path):
     )  # fmt: skip
     assert steps[0]["reward"] < 0.5 < steps[-1]["reward"]
     assert evaluations[-1]["eval_reward"] > 0.8
+
+
+def test_a_loss_that_is_not_finite_names_the_prompts_whose_answers_were_sampled(shop, tmp_path):
+    model = build_model(spec_of("grpo", gradient_checkpointing=False, lora_rank=4), bundled_path(), "cpu")
+
+    def breaks_once_it_learns(module, args, out):
+        return out * math.nan if torch.is_grad_enabled() else out
+
+    model.get_input_embeddings().register_forward_hook(breaks_once_it_learns)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TrainError, match="not finite at step 1") as caught:
+        run("grpo", shop, bundled_path(), tmp_path, model, max_steps=1, max_completion_length=4)
+    assert "look at these rows: " in (caught.value.hint or "")
 
 
 def test_sampled_answers_end_with_their_stop_token_or_at_the_limit(folder):

@@ -27,8 +27,9 @@ from tunery.training.model import build_model
 from tunery.training.objectives import Supervised
 from tunery.training.packing import build_pack, prefix_groups
 from tunery.training.progress import flops_per_token
+from tunery.training.sampling import Sampling, sample
 from tunery.training.trackers import reporting, scalars, trackers_of
-from tunery.training.watching import Best, answers, check, generates
+from tunery.training.watching import Best, check, generates
 from tunery.types import Example, Message
 
 WORDS = ("red", "green", "blue", "grey", "teal", "pink", "gold", "plum")
@@ -120,7 +121,7 @@ def test_answering_changes_nothing_in_the_training(base, tmp_path):
 
 def test_answers_leave_the_models_attention_and_mode_as_they_were(base):
     model: Any = build_model(job_of(base).spec, base, "cpu")
-    assert [len(a) <= 3 for a in answers(model, [[5, 6, 7], [8]], [2], 3)] == [True, True]
+    assert [len(a) <= 3 for a in sample(model, [[5, 6, 7], [8]], Sampling([2], 3))] == [True, True]
     assert model.training
     assert model.base_model.model.config._attn_implementation == "tunery_shared_prefix"
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
 from tunery.tasks import Task
-from tunery.training.packing import Group, Pack, Unit, build_pack, make_packs
+from tunery.training.packing import Group, Pack, Unit, build_pack, make_packs, unit_tokens
+from tunery.training.plan import template_of
 from tunery.types import Example
 
 BLOCK = 128  # FlexAttention's
@@ -74,8 +74,9 @@ class Packer:
 
     def expect(self, units: Sequence[Unit], groups: Sequence[Group], batch: int) -> None:
         """Learn what packs a batch of so many units makes, so that nearly all get one length."""
-        prefix = max(groups, key=lambda g: len(g.members)).prefix if self.packing == "shared_prefix" else 0
-        sizes = [sum(len(row) - prefix for row in unit) for unit in units]
+        shared = self.packing == "shared_prefix"
+        prefix = max(groups, key=lambda g: len(g.members)).prefix if shared else 0
+        sizes = [unit_tokens(unit, prefix, shared) for unit in units]
         mean = sum(sizes) / len(sizes)
         spread = (sum((x - mean) ** 2 for x in sizes) / len(sizes)) ** 0.5
         count = batch / max(1, math.ceil(batch * mean / max(1, self.max_tokens - prefix)))
@@ -105,10 +106,7 @@ class Batches:
         self._order: tuple[int, list[int]] | None = None
         self._swap: tuple[Swapper, Template] | None = None
         if job.spec.entity_swap:
-            spec = job.spec
-            base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
-            tokenizer = load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
-            self._swap = Swapper(job.examples), Template(spec.template or "auto", tokenizer)
+            self._swap = Swapper(job.examples), template_of(job.spec)
         packer.expect(job.units, job.groups, math.ceil(self.size / world))
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Batch]] | None = None

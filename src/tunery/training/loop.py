@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tunery.bases import find_base
 from tunery.config import TrainSpec
 from tunery.errors import TrainError
 from tunery.training.batches import Batches, Job, Packer, epoch_order
@@ -36,6 +35,7 @@ from tunery.training.model import (
 from tunery.training.objectives import Objective, objective_of, reference_units
 from tunery.training.optimizer import build_optimizer, lr_factor
 from tunery.training.packing import Group, Pack, Unit
+from tunery.training.plan import base_of
 from tunery.training.progress import Clock, Machine
 from tunery.training.watching import Answers, Best, lowest_loss, out_of_memory_explained, row_losses
 
@@ -75,7 +75,7 @@ def fit(
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
     if model is None:
-        model = build_model(spec, find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle).path, device)
+        model = build_model(spec, base_of(spec).path, device)
     tuned = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(model, spec)
     total = total_steps(spec, len(job.units))

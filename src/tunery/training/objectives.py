@@ -5,6 +5,7 @@ Preference losses follow LLaMA-Factory's and TRL's formulas, sums over rows in p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from tunery.training.packing import Answer, Group, Pack, Unit, build_pack
 from tunery.training.sampling import Judge
 
 
-class Objective:
+class Objective(ABC):
     """One `stage`. The loss of a batch is the sum of `loss` over its packs divided by the sum of `weight`."""
 
     reports: tuple[str, ...] = ()  # what `loss` reports beside the loss, also where there is no pack
@@ -35,9 +36,9 @@ class Objective:
         """The pack's part of the divisor."""
         return float(pack.rows)
 
+    @abstractmethod
     def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
         """Summed loss (a scalar, fp32) and the sums that `reports` names, divided like the loss."""
-        raise NotImplementedError
 
 
 class Supervised(Objective):

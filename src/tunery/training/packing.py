@@ -130,7 +130,7 @@ def make_packs(
     def built() -> Pack:
         return build_pack(group, prefix, train_on_prompt=train_on_prompt, share_trunks=share_trunks)
 
-    sizes = [_size(unit, prefix, share_trunks) for unit in units]
+    sizes = [unit_tokens(unit, prefix, share_trunks) for unit in units]
     room = max(1, max_tokens - prefix)
     even = sum(sizes) / max(1, -(-sum(sizes) // room))  # what each pack holds when all hold the same
     group: list[Unit] = []
@@ -147,7 +147,8 @@ def make_packs(
         yield built()
 
 
-def _size(unit: Unit, prefix: int, share_trunk: bool) -> int:
+def unit_tokens(unit: Unit, prefix: int, share_trunk: bool) -> int:
+    """What `unit` adds to a pack of that prefix."""
     trunk = _trunk(unit, prefix) if share_trunk else prefix
     return trunk - prefix + sum(len(row) - trunk for row in unit)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.bases import Base, QuickTokenizer, check_base, find_base, load_tokenizer, remote_code
 from tunery.config import TrainSpec, resolve_train
@@ -80,8 +80,7 @@ def prepare(spec: TrainSpec) -> Plan:
     trackers_of(spec.report_to)
     notes = check_tuning(spec)
     lr_factor(spec, 1)
-    base, tokenizer = _base(spec, notes)
-    template = Template(spec.template or "auto", tokenizer)
+    base, template = _base(spec, notes)
     writer = _writer(template, base)
 
     def encoded(name: str) -> tuple[Dataset, list[Example], list[Unit]]:
@@ -106,16 +105,25 @@ def prepare(spec: TrainSpec) -> Plan:
     return Plan(spec, base, template, task, train, examples, units, eval_units, groups, eval_groups, notes)
 
 
-def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Any]:
-    """The base and its tokenizer, what of them can run code being said."""
-    base = find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
-    tokenizer = load_tokenizer(base, trust_remote_code=spec.trust_remote_code)
-    check_base(base, tokenizer, trust_remote_code=spec.trust_remote_code)
+def base_of(spec: TrainSpec) -> Base:
+    """The base that `spec` trains. Raises ModelError."""
+    return find_base(spec.model_name_or_path, allow_pickle=spec.allow_pickle)
+
+
+def template_of(spec: TrainSpec) -> Template:
+    """The template of `spec` on its base's own tokenizer. Raises ConfigError or ModelError."""
+    return Template(spec.template or "auto", load_tokenizer(base_of(spec), trust_remote_code=spec.trust_remote_code))
+
+
+def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Template]:
+    """The base and the template on its tokenizer, what of them can run code being said."""
+    base, template = base_of(spec), template_of(spec)
+    check_base(base, template.tokenizer, trust_remote_code=spec.trust_remote_code)
     if spec.trust_remote_code and (files := remote_code(base)):
         notes.append(f"trust_remote_code: Python code that came with the base runs: {', '.join(files)}")
     if spec.allow_pickle and not list(base.path.glob("*.safetensors")):
         notes.append("allow_pickle: the base's weights are loaded from pickles")
-    return base, tokenizer
+    return base, template
 
 
 def _writer(template: Template, base: Base) -> Template:

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec
-from tunery.data.template import Row, Template
+from tunery.data.template import Row
 from tunery.tasks import Task, task_by_name
 from tunery.tasks.score import score_row
 from tunery.training.model import transformers_model
 from tunery.training.packing import Answer
+from tunery.training.plan import template_of
+
+SAMPLED_TOKENS = 16384  # of prompts and answers at once; what their keys and values take is far below a training pack
 
 
 class Judge:
@@ -23,7 +25,7 @@ class Judge:
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
-        self.template = Template(spec.template or "auto", load_tokenizer(find_base(spec.model_name_or_path)))
+        self.template = template_of(spec)
         self.task = task_by_name(spec.task or "text")
 
     def answers(self, model: nn.Module, rows: Sequence[Row]) -> list[list[Answer]]:
@@ -73,36 +75,43 @@ class Sampling:
 
 @torch.no_grad()
 def sample(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
-    """`how.count` answers to each prompt in turn, their stop token included. The prompt is computed once for all."""
-    longest = max(map(len, prompts), default=0)
-    if not longest:
-        return []
+    """`how.count` answers to each prompt in turn, their stop token included, by the model as it is being trained.
+
+    Meanwhile the model attends as transformers does, since a pack's attention knows no padding and no cache.
+    """
+    inner, training = transformers_model(model), model.training
+    attention = inner.config._attn_implementation
+    size = max(1, SAMPLED_TOKENS // (how.count * (max(map(len, prompts), default=0) + how.limit)))
+    inner.set_attn_implementation("sdpa")
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            parts = [_sampled(model, prompts[at : at + size], how) for at in range(0, len(prompts), size)]
+    finally:
+        inner.set_attn_implementation(attention)
+        model.train(training)
+    return [answer for part in parts for answer in part]
+
+
+def _sampled(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
+    """One batch of `sample`. A prompt is computed once for all its answers."""
     device = next(model.parameters()).device
-    pad = how.stop[0]
+    longest, pad = max(map(len, prompts)), how.stop[0]
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)  # (P, L)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     drawn: dict[str, Any] = {"do_sample": False}
     if how.temperature:
         drawn = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
-    inner, training = transformers_model(model), model.training
-    attention = inner.config._attn_implementation
-    inner.set_attn_implementation("sdpa")  # ours knows no padding and no cache
-    model.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            out = model.generate(
-                input_ids=ids.repeat_interleave(how.count, 0),
-                attention_mask=mask.repeat_interleave(how.count, 0),
-                past_key_values=_cache(model, ids[:, :-1], mask[:, :-1], how.count),
-                max_new_tokens=how.limit,
-                eos_token_id=list(how.stop),
-                pad_token_id=pad,
-                use_cache=True,
-                **drawn,
-            )
-    finally:
-        inner.set_attn_implementation(attention)
-        model.train(training)
+    out = model.generate(
+        input_ids=ids.repeat_interleave(how.count, 0),
+        attention_mask=mask.repeat_interleave(how.count, 0),
+        past_key_values=_cache(model, ids[:, :-1], mask[:, :-1], how.count),
+        max_new_tokens=how.limit,
+        eos_token_id=list(how.stop),
+        pad_token_id=pad,
+        use_cache=True,
+        **drawn,
+    )
     return [_until(row, set(how.stop)) for row in out[:, longest:].tolist()]
 
 

@@ -12,20 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tunery.bases import find_base, load_tokenizer
 from tunery.config import TrainSpec, nearest
-from tunery.data.template import Template
 from tunery.errors import ConfigError, TrainError
 from tunery.tasks import score_rows
-from tunery.training.model import transformers_model
-from tunery.training.objectives import Objective
+from tunery.training.objectives import Objective, Supervised
 from tunery.training.packing import Unit, build_pack
+from tunery.training.plan import template_of
+from tunery.training.sampling import Sampling, sample
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
 
 GENERATED = ("exact_match", "slot_f1", "parse_rate")
-ANSWER_TOKENS = 16384  # of prompts and answers in one batch; what its keys and values take is far below a training pack
 
 
 class Answers:
@@ -34,19 +32,15 @@ class Answers:
     def __init__(self, job: Job, rank: int, world: int) -> None:
         assert job.task is not None
         self.task, self.rank, self.world = job.task, rank, world
-        spec = job.spec
-        self.template = Template(
-            spec.template or "auto",
-            load_tokenizer(find_base(spec.model_name_or_path), trust_remote_code=spec.trust_remote_code),
-        )
+        self.template = template_of(job.spec)
         rows = [unit[0] for unit in job.eval_units if unit[0].prompt and unit[0].target]
-        chosen = random.Random(0).sample(rows, min(spec.max_predict_samples, len(rows)))
+        chosen = random.Random(0).sample(rows, min(job.spec.max_predict_samples, len(rows)))
         self.limit = max((len(row.target) for row in chosen), default=0) + 8
         self.mine = sorted(chosen[rank::world], key=lambda row: len(row.prompt))
 
     def score(self, model: Any) -> dict[str, float]:
         """`eval_` and each of GENERATED over the rows of all workers, and how many rows that were."""
-        said = answers(model, [row.prompt for row in self.mine], self.template.stop_ids, self.limit)
+        said = sample(model, [row.prompt for row in self.mine], Sampling(self.template.stop_ids, self.limit))
         decode = self.template.decode
         pairs = [(decode(ids), decode(row.target)) for ids, row in zip(said, self.mine, strict=True)]
         pairs = gathered(pairs, self.world)
@@ -55,40 +49,6 @@ class Answers:
         metrics, _ = score_rows(self.task, pairs)
         found = {f"eval_{k}": m.value for k in GENERATED if (m := metrics.get(k)) and m.value is not None}
         return {**found, "eval_predict_samples": len(pairs)}
-
-
-@torch.no_grad()
-def answers(model: Any, prompts: Sequence[list[int]], stop: Sequence[int], limit: int) -> list[list[int]]:
-    """Greedy answers of at most `limit` token ids, without the stop token, by the model as it is being trained.
-
-    For its length the model attends as transformers does, since a pack's attention knows no cache.
-    """
-    from transformers import GenerationConfig
-
-    inner = transformers_model(model)
-    attention = inner.config._attn_implementation
-    device = next(inner.parameters()).device
-    greedy = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, use_cache=True, eos_token_id=list(stop), pad_token_id=stop[0]
-    )
-    out: list[list[int]] = []
-    was_training = model.training
-    model.eval()
-    inner.set_attn_implementation("sdpa")
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            while len(out) < len(prompts):
-                size = max(1, ANSWER_TOKENS // (len(prompts[len(out)]) + limit))
-                some = prompts[len(out) : len(out) + size]
-                width = max(map(len, some))
-                ids = torch.tensor([[stop[0]] * (width - len(p)) + p for p in some], device=device)
-                mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=device)
-                said = inner.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, width:].tolist()
-                out += [row[: next((i for i, t in enumerate(row) if t in stop), len(row))] for row in said]
-    finally:
-        inner.set_attn_implementation(attention)
-        model.train(was_training)
-    return out
 
 
 class Best:
@@ -186,8 +146,13 @@ def lowest_loss(spec: TrainSpec, step: int, loss: float, lowest: float) -> float
 def row_losses(
     model: nn.Module, objective: Objective, units: Sequence[Unit], spec: TrainSpec, world: int
 ) -> list[dict[str, Any]]:
-    """The rows of a batch, over all workers, each with its unit's own loss: None, and first, where not finite."""
+    """The rows of a batch, over all workers, each with its unit's own loss: None, and first, where not finite.
+
+    Of GRPO, whose sampled answers are gone by now, each row has the loss of its written one.
+    """
     found = []
+    if spec.stage == "grpo":
+        objective = Supervised()
     device = next(model.parameters()).device
     for unit in units:
         pack = build_pack([unit], 0, train_on_prompt=spec.train_on_prompt).to(device)
