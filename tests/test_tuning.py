@@ -21,12 +21,13 @@ from tunery.errors import ConfigError, ModelError
 from tunery.ops import registry, verbs
 from tunery.training.batches import Job, single
 from tunery.training.certificate import certify
+from tunery.training.keeping import load_tuned, save_tuned, tuned_state
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
 from tunery.training.optimizer import build_optimizer, lr_factor
 from tunery.training.packing import Group, build_pack, make_packs
 from tunery.training.plan import _packing
-from tunery.training.tuning import check_tuning, load_tuned, save_tuned, tuned_state
+from tunery.training.tuning import check_tuning
 from tunery.training.units import check_stage
 
 WAYS = {

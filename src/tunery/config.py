@@ -136,6 +136,7 @@ class TrainSpec(Spec):
     bf16: bool | None = None  # None: where the hardware has it
     fp16: bool = False
     fp8: bool = False  # the frozen base's products in fp8 (GPUs of compute capability 8.9 and up)
+    fsdp: bool = False  # each worker holds a share of the weights (FSDP2)
     gradient_checkpointing: bool | None = None  # None: on a GPU where its memory asks for it, as measured
     torch_compile: bool | None = None  # None: on a GPU
     seed: int = 42
@@ -153,6 +154,15 @@ class TrainSpec(Spec):
     def _not_blank(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("is empty")
+        return value
+
+    @field_validator("fsdp", mode="before")
+    @classmethod
+    def _full_shards(cls, value: Any) -> Any:
+        """transformers' older words: `full_shard auto_wrap` is what `true` means today."""
+        said = set(value.split()) if isinstance(value, str) else value
+        if isinstance(said, set) and said <= {"full_shard", "auto_wrap"}:
+            return "full_shard" in said
         return value
 
     @field_validator("ray_num_workers")

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tunery.training.attention import ATTENTION
-from tunery.training.model import transformers_model
 from tunery.training.objectives import Supervised
 from tunery.training.packing import Pack, Unit, build_pack
+from tunery.training.sharding import like, whole
+from tunery.training.tuning import transformers_model
 
 # What rounding explains in any case: packed and unpacked sums run in another order, in another kernel.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}
@@ -64,7 +65,7 @@ def certify(model: Any, packs: Sequence[Pack], units: Sequence[Unit], *, train_o
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p, _ in started:
-            p.add_((torch.randn(p.shape, generator=generator) * 0.02).to(p.device))
+            p.add_(like(torch.randn(p.shape, generator=generator) * 0.02, p))
     inner = transformers_model(model)
     alone = [build_pack([(row,)], 0, train_on_prompt=train_on_prompt).to(device) for unit in units for row in unit]
     try:
@@ -107,4 +108,6 @@ def _loss_and_gradient(
         loss, _ = Supervised().loss(model, pack)
         loss.backward()
         total += loss.item()
-    return total, [torch.zeros_like(p) if p.grad is None else p.grad.float().clone() for p in compared]
+    return total, [
+        torch.zeros(p.shape, device=p.device) if p.grad is None else whole(p.grad).float().clone() for p in compared
+    ]

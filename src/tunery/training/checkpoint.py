@@ -30,13 +30,16 @@ def write_checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, sc
     """`scratch`/checkpoint-`step`, filled by rank 0."""
     import torch
 
-    from tunery.training.tuning import save_tuned, tuned_state
+    from tunery.training.keeping import save_tuned, tuned_state, weights_to_save
+    from tunery.training.sharding import optimizer_state
 
     folder = scratch / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
+    # By all workers, since each has a share of a sharded model.
+    state = {"step": step, **tuned_state(model), "optimizer": optimizer_state(optimizer)}
+    weights = weights_to_save(model)
     if rank == 0:
-        save_tuned(model, folder)
-        state = {"step": step, **tuned_state(model), "optimizer": optimizer.state_dict()}
+        save_tuned(model, folder, weights)
         torch.save(state, folder / STATE_FILE)
     return folder
 
@@ -45,12 +48,13 @@ def read_checkpoint(folder: str, model: Any, optimizer: torch.optim.Optimizer) -
     """Bring model and optimizer to where a checkpoint left them; returns its step. Raises TrainError."""
     import torch
 
-    from tunery.training.tuning import load_tuned
+    from tunery.training.keeping import load_tuned
+    from tunery.training.sharding import load_optimizer
 
     try:
         state = torch.load(Path(folder) / STATE_FILE, weights_only=True, map_location="cpu")
         load_tuned(model, state)
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
     except (OSError, KeyError, ValueError, RuntimeError) as exc:
         raise TrainError(f'cannot resume from "{folder}": {exc}', hint="start anew in another output_dir") from None
     return state["step"]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tunery.config import TrainSpec
 from tunery.errors import TrainError
@@ -30,13 +31,14 @@ from tunery.training.model import (
     checkpoint_activations,
     compile_layers,
     compute_dtype,
-    transformers_model,
 )
 from tunery.training.objectives import Objective, objective_of, reference_units
 from tunery.training.optimizer import build_optimizer, lr_factor
 from tunery.training.packing import Group, Pack, Unit
 from tunery.training.plan import base_of
 from tunery.training.progress import Clock, Machine
+from tunery.training.sharding import in_step, least, share_of, whole
+from tunery.training.tuning import transformers_model
 from tunery.training.watching import Answers, Best, lowest_loss, out_of_memory_explained, row_losses
 
 CPU_PACK_TOKENS = 2048  # the padded batch of attention grows with it
@@ -189,7 +191,7 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
         return _certified(replace(job, spec=spec.model_copy(update={"packing": "none"})), model, hooks, device)
     if device.startswith("cuda"):
         tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        fit = memory.tokens_that_fit(certificate.packed_tokens, tuned)
+        fit = least(memory.tokens_that_fit(certificate.packed_tokens, tuned // share_of(model)), model)
         longest = max(sum(map(len, unit)) for unit in (*job.units, *job.eval_units))
         if spec.gradient_checkpointing is None and fit < max(longest, GPU_PACK_TOKENS[0]):
             checkpoint_activations(model)
@@ -234,7 +236,8 @@ def evaluate_loss(
     sums = dict.fromkeys([f"eval_{name}" for name in ("loss", *objective.reports)], 0.0)
     weight = 0.0
     with _autocast(job.spec, device):
-        for pack in objective.begin(model, packer.packs(job.eval_units, [g for g in groups if g.members])):
+        packs = objective.begin(model, packer.packs(job.eval_units, [g for g in groups if g.members]))
+        for pack in in_step(model, packs):
             loss, further = objective.loss(model, pack.to(device))
             weight += objective.weight(pack)
             for name, value in {"loss": loss.item(), **further}.items():
@@ -265,7 +268,7 @@ def _forward_backward(
     (total,) = _summed([sum(objective.weight(p) for p in packs)], device, world)
     summed: Tensor | float = 0.0
     further = dict.fromkeys(objective.reports, 0.0)
-    for pack in packs:
+    for pack in in_step(model, packs, _autocast(spec, device)):
         with _autocast(spec, device):
             loss, more = objective.loss(model, pack.to(device))
         (loss / max(1.0, total)).backward()
@@ -282,7 +285,7 @@ def _finish_gradients(tuned: Sequence[nn.Parameter], max_norm: float, world: int
     for p in tuned:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    if world > 1:
+    if world > 1 and not any(isinstance(p, DTensor) for p in tuned):  # FSDP2 has summed them
         flat = torch.cat([p.grad.flatten() for p in tuned if p.grad is not None])
         dist.all_reduce(flat)
         at = 0
@@ -290,7 +293,7 @@ def _finish_gradients(tuned: Sequence[nn.Parameter], max_norm: float, world: int
             assert p.grad is not None
             p.grad.copy_(flat[at : at + p.numel()].view_as(p))
             at += p.numel()
-    return nn.utils.clip_grad_norm_(tuned, max_norm or math.inf).item()
+    return whole(nn.utils.clip_grad_norm_(tuned, max_norm or math.inf)).item()
 
 
 def work(

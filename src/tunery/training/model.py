@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tunery.config import TrainSpec
 from tunery.training.attention import register_attention
 from tunery.training.lora import fuse
-from tunery.training.tuning import check_device, decoder_layers, tune
+from tunery.training.sharding import shard, wants_shards
+from tunery.training.tuning import check_device, decoder_layers, transformers_model, tune
 
 
 def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
@@ -29,6 +30,10 @@ def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
         trust_remote_code=spec.trust_remote_code,
         **options,
     )
+    if wants_shards(spec):  # from main memory, so that no GPU ever holds all of it
+        model = adapt(model, spec, device)
+        shard(model, device)
+        return model
     return adapt(model if options else model.to(device), spec)
 
 
@@ -47,26 +52,22 @@ def _quantized(spec: TrainSpec, device: str) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def adapt(model: Any, spec: TrainSpec) -> nn.Module:
-    """Choose what of `model` is tuned, and make it ready to train where it lies."""
-    device = next(model.parameters()).device
+def adapt(model: Any, spec: TrainSpec, device: str | None = None) -> nn.Module:
+    """Choose what of `model` is tuned, and make it ready to train on `device`, by default where it lies."""
+    place = next(model.parameters()).device
+    kind = (device or place.type).split(":")[0]
     model = tune(model, spec)
     model.config.use_cache = False
-    if spec.finetuning_type != "lora" and compute_dtype(spec, device.type) == torch.float32:
+    if spec.finetuning_type != "lora" and compute_dtype(spec, kind) == torch.float32:
         model.float()  # nothing casts then, so all of it is of one dtype
     fuse(model, fp8=spec.fp8)
     if spec.gradient_checkpointing:
         checkpoint_activations(model)
     if spec.neftune_noise_alpha:
         add_noise(model, spec.neftune_noise_alpha)
-    if spec.torch_compile if spec.torch_compile is not None else device.type == "cuda":
+    if spec.torch_compile if spec.torch_compile is not None else kind == "cuda":
         compile_layers(model)
-    return (model if spec.quantization_bit else model.to(device)).train()
-
-
-def transformers_model(model: Any) -> Any:
-    """The transformers model inside PEFT's, or the model itself."""
-    return model.base_model.model if hasattr(model, "peft_config") else model
+    return (model if spec.quantization_bit else model.to(place)).train()
 
 
 def checkpoint_activations(model: Any) -> None:

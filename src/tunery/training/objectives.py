@@ -20,6 +20,7 @@ from tunery.training.attention import view
 from tunery.training.batches import Packer
 from tunery.training.packing import Answer, Group, Pack, Unit, build_pack
 from tunery.training.sampling import Judge
+from tunery.training.sharding import in_step
 
 
 class Objective(ABC):
@@ -120,7 +121,7 @@ class Kto(Objective):
     def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
         packs = [pack.to(device_of(model)) for pack in packs]
         sums = torch.zeros(2, dtype=torch.float64, device=device_of(model))
-        for pack in packs:
+        for pack in in_step(model, packs):
             mismatched = worth_of(pack) == 0
             ratios = by_row(token_log_probabilities(model, pack) - reference_of(pack), pack)
             sums += torch.stack([ratios[mismatched].sum(), mismatched.sum()])
@@ -237,7 +238,7 @@ def reference_units(model: nn.Module, units: Sequence[Unit], packs: Sequence[Pac
         starts[id(row)] = size
         size += len(row.target)
     values = torch.zeros(size, device=device_of(model))
-    for pack in packs:
+    for pack in in_step(model, packs):
         pack = pack.to(device_of(model))
         at = torch.cat([torch.arange(len(row.target)) + starts[id(row)] for row in pack.members])
         values[at.to(values.device)] = token_log_probabilities(model, pack)

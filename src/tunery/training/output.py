@@ -29,7 +29,7 @@ INDIFFERENT = frozenset({
     "ray_run_name", "ray_num_workers", "ray_storage_path", "resources_per_worker", "placement_strategy",
     "max_failures", "task", "trust_remote_code", "allow_pickle", "save_total_limit", "report_to",
     "predict_with_generate", "max_predict_samples", "metric_for_best_model", "greater_is_better",
-    "load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold", "max_loss_ratio",
+    "load_best_model_at_end", "fsdp", "early_stopping_patience", "early_stopping_threshold", "max_loss_ratio",
 })  # fmt: skip
 
 

@@ -13,9 +13,10 @@ from tunery.config import TrainSpec
 from tunery.data.template import Row
 from tunery.tasks import Task, task_by_name
 from tunery.tasks.score import score_row
-from tunery.training.model import transformers_model
 from tunery.training.packing import Answer
 from tunery.training.plan import template_of
+from tunery.training.sharding import is_sharded
+from tunery.training.tuning import transformers_model
 
 SAMPLED_TOKENS = 16384  # of prompts and answers at once; what their keys and values take is far below a training pack
 
@@ -110,6 +111,7 @@ def _sampled(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[li
         eos_token_id=list(how.stop),
         pad_token_id=pad,
         use_cache=True,
+        synced_gpus=is_sharded(model),
         **drawn,
     )
     return [_until(row, set(how.stop)) for row in out[:, longest:].tolist()]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tunery.config import TrainSpec
 from tunery.engine.vllm import lora_ranks, unservable
@@ -28,6 +26,9 @@ _EXCLUSIVE = (  # pairs that do not go together, and why
     ("fp8", "quantization_bit", "both would hold the base in fewer bits"),
     ("fp8", "lora_dropout", "fp8 is for LoRA layers without dropout"),
     ("fp8", "use_dora", "DoRA needs the norms of the base's own weights"),
+    ("fsdp", "fp8", "fp8 weights are not divided among workers"),
+    ("fsdp", "quantization_bit", "quantised weights are not divided among workers"),
+    ("fsdp", "pissa_init", "PiSSA changes the base, which is divided before a checkpoint is read"),
     ("pissa_init", "fp8", "PiSSA starts from the base's own weights"),
     ("pissa_init", "quantization_bit", "PiSSA starts from the base's own weights"),
     ("pissa_init", "use_dora", "what they learn together is no plain LoRA, and fits no base but its own"),
@@ -62,6 +63,11 @@ def check_tuning(spec: TrainSpec) -> list[str]:
     for one, other, why in _EXCLUSIVE:
         if getattr(spec, one) and getattr(spec, other):
             raise ConfigError(f"{one} and {other} do not go together: {why}", hint="choose one")
+    if spec.fsdp and spec.stage == "grpo":
+        raise ConfigError(
+            "stage: grpo and fsdp do not go together: workers answer prompts of their own, out of step",
+            hint="leave fsdp out",
+        )
     if spec.pissa_init and not spec.pissa_convert:
         raise ConfigError(
             "pissa_convert: false would leave an adapter that fits only a base changed by PiSSA",
@@ -88,6 +94,8 @@ def _notes(spec: TrainSpec) -> list[str]:
     notes = []
     if spec.lr_scheduler_type == "constant" and (spec.warmup_steps or spec.warmup_ratio):
         notes.append("lr_scheduler_type: constant has no warmup; constant_with_warmup has")
+    if spec.fsdp and spec.workers[1] == 1:
+        notes.append("fsdp: with one worker there is nobody to share the weights with")
     if spec.finetuning_type != "lora":
         return notes
     why = unservable({"use_dora": spec.use_dora, "modules_to_save": words(spec.additional_target)})
@@ -188,77 +196,14 @@ def _unfreeze(model: Any, spec: TrainSpec) -> None:
         outside[name].requires_grad_(True)
 
 
+def transformers_model(model: Any) -> Any:
+    """The transformers model inside PEFT's, or the model itself."""
+    return model.base_model.model if hasattr(model, "peft_config") else model
+
+
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The model's layers, first to last."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "self_attn"):
             return list(module)
     return []
-
-
-# -- keeping it --
-
-
-def tuned_state(model: Any) -> dict[str, dict[str, Tensor]]:
-    """What `load_tuned` needs to go on exactly from here: every tuned parameter in fp32."""
-    state = {"tuned": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
-    return state | ({"pissa": model.pissa_start} if hasattr(model, "pissa_start") else {})
-
-
-@torch.no_grad()
-def load_tuned(model: Any, state: dict[str, dict[str, Tensor]]) -> None:
-    """The opposite of `tuned_state`. Raises ValueError when `state` is of a model tuned in another way."""
-    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if tuned.keys() != state["tuned"].keys():
-        raise ValueError("other parameters are tuned in it")
-    if "pissa" in state:
-        _restart(model, state["pissa"])
-    for name, parameter in tuned.items():
-        parameter.copy_(state["tuned"][name])
-
-
-def _restart(model: Any, start: dict[str, Tensor]) -> None:
-    """Let PiSSA have started from `start`: another machine's decomposition may differ, by a sign or by rounding."""
-    for name, module in model.named_modules():
-        a, b = f"{name}.lora_A.default.weight", f"{name}.lora_B.default.weight"
-        if a not in start or (start[a].equal(model.pissa_start[a]) and start[b].equal(model.pissa_start[b])):
-            continue
-        weight, scale = module.base_layer.weight, module.scaling["default"]
-        moved = model.pissa_start[b] @ model.pissa_start[a] - start[b] @ start[a]
-        weight.add_((moved * scale).to(weight.device, weight.dtype))
-    model.pissa_start = start
-
-
-def save_tuned(model: Any, folder: Path) -> None:
-    """Write what was tuned as others read it: PEFT's adapter, or a whole model with the base's own dtypes."""
-    if hasattr(model, "untuned"):
-        _save_whole(model, folder)
-    elif hasattr(model, "pissa_start"):
-        _save_converted(model, folder)
-    else:
-        model.save_pretrained(folder)
-
-
-def _save_whole(model: Any, folder: Path) -> None:
-    config, dtypes = model.untuned
-    cast: dict[int, Tensor] = {}  # tied weights are one tensor, and stay one
-    for name, parameter in model.named_parameters():
-        cast[parameter.data_ptr()] = parameter.detach().to(dtypes[name])
-    model.save_pretrained(folder, state_dict={n: cast.get(v.data_ptr(), v) for n, v in model.state_dict().items()})
-    config.save_pretrained(folder)
-
-
-def _save_converted(model: Any, folder: Path) -> None:
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    config = copy.deepcopy(model.peft_config["default"])
-    config.lora_alpha *= 2**0.5 if config.use_rslora else 2
-    config.r, config.init_lora_weights, config.inference_mode = 2 * config.r, True, True
-    start = {name.replace(".default.", "."): weight for name, weight in model.pissa_start.items()}
-    state = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(model).items()}
-    for name, weight in start.items():
-        down = ".lora_A." in name
-        state[name] = torch.cat([state[name].float(), weight if down else -weight], 0 if down else 1)
-    config.save_pretrained(str(folder))
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -19,6 +19,7 @@ from tunery.training.objectives import Objective, Supervised
 from tunery.training.packing import Unit, build_pack
 from tunery.training.plan import template_of
 from tunery.training.sampling import Sampling, sample
+from tunery.training.sharding import in_step, wants_shards
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
@@ -36,14 +37,18 @@ class Answers:
         rows = [unit[0] for unit in job.eval_units if unit[0].prompt and unit[0].target]
         chosen = random.Random(0).sample(rows, min(job.spec.max_predict_samples, len(rows)))
         self.limit = max((len(row.target) for row in chosen), default=0) + 8
-        self.mine = sorted(chosen[rank::world], key=lambda row: len(row.prompt))
+        # Sharded weights are gathered by all workers at once: then each answers all rows, in step with the others.
+        self.together = wants_shards(job.spec)
+        share = chosen if self.together else chosen[rank::world]
+        self.mine = sorted(share, key=lambda row: len(row.prompt))
 
     def score(self, model: Any) -> dict[str, float]:
         """`eval_` and each of GENERATED over the rows of all workers, and how many rows that were."""
         said = sample(model, [row.prompt for row in self.mine], Sampling(self.template.stop_ids, self.limit))
         decode = self.template.decode
         pairs = [(decode(ids), decode(row.target)) for ids, row in zip(said, self.mine, strict=True)]
-        pairs = gathered(pairs, self.world)
+        if not self.together:
+            pairs = gathered(pairs, self.world)
         if not pairs:
             return {}
         metrics, _ = score_rows(self.task, pairs)
@@ -150,15 +155,16 @@ def row_losses(
 
     Of GRPO, whose sampled answers are gone by now, each row has the loss of its written one.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     if spec.stage == "grpo":
         objective = Supervised()
     device = next(model.parameters()).device
-    for unit in units:
-        pack = build_pack([unit], 0, train_on_prompt=spec.train_on_prompt).to(device)
-        loss = objective.loss(model, pack)[0].item() / max(1.0, objective.weight(pack))
+    packs = [build_pack([unit], 0, train_on_prompt=spec.train_on_prompt) for unit in units]
+    rows = iter(units)
+    for pack in in_step(model, packs):
+        loss = objective.loss(model, pack.to(device))[0].item() / max(1.0, objective.weight(pack))
         finite = round(loss, 6) if math.isfinite(loss) else None
-        found += [{"id": r.id, "loss": finite, "prompt_ids": r.prompt, "target_ids": r.target} for r in unit]
+        found += [{"id": r.id, "loss": finite, "prompt_ids": r.prompt, "target_ids": r.target} for r in next(rows)]
     return sorted(gathered(found, world), key=lambda row: (row["loss"] is not None, -(row["loss"] or 0)))
 
 
