@@ -30,7 +30,7 @@ from tunery.training.loop import Hooks, fit
 from tunery.training.packing import prefix_groups
 from tunery.types import Example
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @torch.no_grad()
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--train-on", default=DEVICE, help="cpu: train there, and answer on the GPU if there is one")
     parser.add_argument("--untuned", action="store_true")
     parser.add_argument("--misses", type=int, default=0, help="print so many wrong answers")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
@@ -95,7 +96,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             last: list[Path] = []
             hooks = Hooks(save=lambda folder, step, last=last: last.append(folder), scratch=Path(scratch))
-            summary = fit(job, hooks, device=DEVICE)
+            summary = fit(job, hooks, device=args.train_on)
             trained = time.time() - began
             model = load_for_answers(spec, base.path, last[-1])
         print(f"seed {seed} rows {len(rows)} {' '.join(args.sets)} loss {summary['train_loss']:.3f}", end=" ")

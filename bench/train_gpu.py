@@ -5,6 +5,8 @@
 Weights and tokens are random, lengths are real: `--lengths` is JSON with P (tokens every row begins with), I and O
 (each row's further prompt and answer tokens); by default, lengths drawn like ViGGO's. LoRA of rank 8 on all linears,
 bf16. Runs without Ray, on torch, transformers and peft alone; optimizer batches have about as many rows everywhere.
+
+Under `torchrun --nproc-per-node N` it measures ours on N GPUs, each with all weights or with a share of them (`fsdp`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
 import statistics
 import sys
@@ -34,6 +37,7 @@ from tunery.training.batches import Job, single
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import adapt
 from tunery.training.packing import prefix_groups
+from tunery.training.sharding import shard, wants_shards
 
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": {
@@ -41,12 +45,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 1e6,
         "tie_word_embeddings": False,
     },
+    "qwen2.5-3b": {
+        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+        "num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 32768, "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
     "small": {
         "vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4,
         "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 WARM = 4  # optimizer steps before the clock starts: kernels are compiled in them
 
 
@@ -120,10 +130,11 @@ def ours(
     on_warm: Callable[[], object] = lambda: None,
     **keys: Any,
 ) -> dict[str, float]:
-    """`tunery.training.loop.fit`, as `tunery train` runs it in every worker."""
+    """`tunery.training.loop.fit`, as `tunery train` runs it in every worker. `batch` is of all workers together."""
     spec = resolve_train(
         TrainSpec(
-            model_name_or_path="random", lora_rank=8, per_device_train_batch_size=batch, learning_rate=1e-4,
+            model_name_or_path="random", lora_rank=8, per_device_train_batch_size=batch // WORLD,
+            ray_num_workers=WORLD, learning_rate=1e-4,
             num_train_epochs=50, logging_steps=1, save_strategy="no", eval_strategy="no", **keys,
         )
     ).model_copy(update={"packing": "shared_prefix"})  # fmt: skip
@@ -136,16 +147,26 @@ def ours(
 
     hooks = Hooks(
         log=log,
-        parity=lambda c: print("  parity", json.dumps(c.as_dict()), flush=True),
+        parity=lambda c: say("  parity", json.dumps(c.as_dict())),
         stopping=lambda: stop,
         scratch=Path("/tmp/train_gpu"),
     )
     model = adapt(build(config, register_attention()), spec)
-    summary = fit(
-        Job(spec, single(rows), prefix_groups([r.prompt for r in rows], batch)), hooks, device="cuda", model=model
-    )
+    device = f"cuda:{torch.cuda.current_device()}"
+    if wants_shards(spec):
+        shard(model, device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    job = Job(spec, single(rows), prefix_groups([r.prompt for r in rows], batch))
+    summary = fit(job, hooks, rank=RANK, world=WORLD, device=device, model=model)
     found = watch.result()
     return found | {"tokens/s": found["samples/s"] * summary["executed_tokens"] / (len(watch.steps) * batch)}
+
+
+def say(*words: object) -> None:
+    """Print, as the first of the workers."""
+    if RANK == 0:
+        print(*words, flush=True)
 
 
 def padded(rows: list[Row], size: int) -> Iterator[tuple[dict[str, Tensor], int]]:
@@ -238,13 +259,19 @@ def main() -> None:
     lengths = json.loads(args.lengths.read_text()) if args.lengths else drawn_lengths()
     rows = rows_of(lengths, config["vocab_size"])
     mean = statistics.mean(map(len, rows))
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"{args.model}, {len(rows):,} rows of {mean:.0f} tokens, {lengths['P']} of them in every row", flush=True)
+    if WORLD > 1:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl")
+    say(f"{WORLD} x {torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}")
+    say(f"{args.model}, {len(rows):,} rows of {mean:.0f} tokens, {lengths['P']} of them in every row")
     room = 4096
     per_pack = room / mean
     seconds, batch = args.seconds, args.batch
     variants: dict[str, Callable[[], dict[str, float]]] = {
         "ours": lambda: ours(config, rows, batch, seconds),
+        "ours, full": lambda: ours(config, rows, batch, seconds, finetuning_type="full"),
+        "ours, fsdp": lambda: ours(config, rows, batch, seconds, fsdp=True),
+        "ours, fsdp, full": lambda: ours(config, rows, batch, seconds, fsdp=True, finetuning_type="full"),
         "Trainer, packed, sdpa": lambda: trainer(
             config, list(packed(rows, room)), max(1, round(batch / per_pack)), seconds
         ),
@@ -265,15 +292,18 @@ def main() -> None:
         profiled(lambda on_warm: ours(config, rows, batch, 3, on_warm))
         return
     for name, run in variants.items():
-        if (args.only and name not in args.only) or time.time() - began > 60 * args.minutes:
+        wanted = name in args.only if args.only else name.startswith("ours") if WORLD > 1 else "fsdp" not in name
+        if not wanted or time.time() - began > 60 * args.minutes:
             continue
         try:
             found[name] = run()
-            print(f"{name:32}", {k: round(v, 1) for k, v in found[name].items()}, flush=True)
+            say(f"{name:32}", {k: round(v, 1) for k, v in found[name].items()})
         except Exception as exc:  # one variant's failure must not cost the others
             print(f"{name:32} failed: {type(exc).__name__}: {str(exc)[:500]}", flush=True)
         torch._dynamo.reset()
         gc.collect()
+    if RANK:
+        return
     peers = {k: v["samples/s"] for k, v in found.items() if k.startswith("Trainer")}
     best = max(peers.values(), default=float("nan"))
     print(f"\n| what | samples/s | x best peer | peak GB | s to first step | 1,000 x 5 in s |\n|{' --- |' * 6}")

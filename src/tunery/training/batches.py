@@ -53,10 +53,10 @@ class Packer:
         self.packing, self.train_on_prompt = spec.packing, spec.train_on_prompt
         self.cuda = device.startswith("cuda")
         self.max_tokens = max_tokens
-        self.usual = 0
+        self.lengths: list[int] = []  # of most packs
 
-    def packs(self, units: Sequence[Unit], groups: Sequence[Group]) -> list[Pack]:
-        """The packs of some units; `groups` index into `units`."""
+    def packs(self, units: Sequence[Unit], groups: Sequence[Group], max_tokens: int | None = None) -> list[Pack]:
+        """The packs of some units, of at most `max_tokens`; `groups` index into `units`."""
         if self.packing == "none":
             alone = [build_pack([u], 0, train_on_prompt=self.train_on_prompt, share_trunks=False) for u in units]
             return [replace(pack, apart=pack.rows > 1) for pack in alone]
@@ -66,27 +66,34 @@ class Packer:
             packs += make_packs(
                 members,
                 group.prefix,
-                self.max_tokens,
+                max_tokens or self.max_tokens,
                 train_on_prompt=self.train_on_prompt,
                 share_trunks=self.packing == "shared_prefix",
             )
         return [p.padded(self._length(p.ids.numel())) for p in packs] if self.cuda else packs
 
+    @property
+    def eval_tokens(self) -> int:
+        """How large packs are that need no gradient: of a length that is trained with anyway."""
+        return self.lengths[-1] if self.cuda and self.lengths else self.max_tokens
+
     def expect(self, units: Sequence[Unit], groups: Sequence[Group], batch: int) -> None:
-        """Learn what packs a batch of so many units makes, so that nearly all get one length."""
+        """Learn what packs a batch of so many units makes, so that nearly all get one of two lengths."""
         shared = self.packing == "shared_prefix"
         prefix = max(groups, key=lambda g: len(g.members)).prefix if shared else 0
         sizes = [unit_tokens(unit, prefix, shared) for unit in units]
         mean = sum(sizes) / len(sizes)
         spread = (sum((x - mean) ** 2 for x in sizes) / len(sizes)) ** 0.5
         count = batch / max(1, math.ceil(batch * mean / max(1, self.max_tokens - prefix)))
-        self.usual = _blocks(min(round(prefix + count * mean + 3 * spread * count**0.5), self.max_tokens))
+        likely = [prefix + count * mean + sigmas * spread * count**0.5 for sigmas in (1, 3)]
+        self.lengths = sorted({_blocks(min(round(tokens), self.max_tokens)) for tokens in likely})
 
     def _length(self, tokens: int) -> int:
-        """What a pack is padded to on a GPU, where layers are compiled for each length: the usual one, or an eighth of
-        the way between powers of two."""
-        if 0.6 * self.usual < tokens <= self.usual:
-            return self.usual
+        """What a pack is padded to on a GPU, where layers are compiled for each length: one of the expected ones, or,
+        if that were a waste, an eighth of the way between powers of two."""
+        fitting = [length for length in self.lengths if tokens <= length]
+        if fitting and tokens > fitting[0] // 4:
+            return fitting[0]
         step = max(BLOCK, 1 << (tokens.bit_length() - 4))
         return -(-tokens // step) * step
 

@@ -31,6 +31,7 @@ from tunery.training.model import (
     checkpoint_activations,
     compile_layers,
     compute_dtype,
+    uncompiled,
 )
 from tunery.training.objectives import Objective, objective_of, reference_units
 from tunery.training.optimizer import build_optimizer, lr_factor
@@ -83,7 +84,7 @@ def fit(
     total = total_steps(spec, len(job.units))
     factor = lr_factor(spec, total)
     with out_of_memory_explained(spec):
-        packer = _certified(job, model, hooks, device)
+        packer = _certified(job, model, hooks, device, world)
     objective = objective_of(spec, packer)
     if objective.needs_reference:
         job = _with_reference(job, model, packer, total, (device, rank, world))
@@ -167,7 +168,7 @@ def _speed(clock: Clock, machine: Machine, device: str, world: int) -> dict[str,
     return {name: round(value, 2) for name, value in rates.items()} | dict(machine.row(own[1]))
 
 
-def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
+def _certified(job: Job, model: Any, hooks: Hooks, device: str, world: int) -> Packer:
     """The packer of this run: as asked for where the model is shown to be exact with it, else one row at a time.
 
     On a GPU the same passes show what a token costs in memory, from which the size of packs and, where it was left
@@ -181,6 +182,7 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
         return packer
     group = max(job.groups, key=lambda g: len(g.members))
     units = [job.units[i] for i in group.members[:CERTIFIED_ROWS]]
+    packer.expect(job.units, job.groups, math.ceil(spec.batch_rows / world))
     packs = [p.to(device) for p in packer.packs(units, [replace(group, members=list(range(len(units))))])]
     model.train(not (spec.lora_dropout or spec.neftune_noise_alpha))  # with chance in them, two passes never agree
     with _autocast(spec, device), MemoryPerToken(device) as memory:
@@ -188,16 +190,15 @@ def _certified(job: Job, model: Any, hooks: Hooks, device: str) -> Packer:
     model.train()
     hooks.parity(certificate)
     if not certificate.holds:
-        return _certified(replace(job, spec=spec.model_copy(update={"packing": "none"})), model, hooks, device)
+        return _certified(replace(job, spec=spec.model_copy(update={"packing": "none"})), model, hooks, device, world)
     if device.startswith("cuda"):
         tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        fit = least(memory.tokens_that_fit(certificate.packed_tokens, tuned // share_of(model)), model)
+        fit = least(memory.tokens_that_fit(sum(p.ids.numel() for p in packs), tuned // share_of(model)), model)
         longest = max(sum(map(len, unit)) for unit in (*job.units, *job.eval_units))
         if spec.gradient_checkpointing is None and fit < max(longest, GPU_PACK_TOKENS[0]):
             checkpoint_activations(model)
-            return _certified(
-                replace(job, spec=spec.model_copy(update={"gradient_checkpointing": True})), model, hooks, device
-            )
+            job = replace(job, spec=spec.model_copy(update={"gradient_checkpointing": True}))
+            return _certified(job, model, hooks, device, world)
         packer.max_tokens = min(max(fit, GPU_PACK_TOKENS[0]), GPU_PACK_TOKENS[1])
     return packer
 
@@ -235,8 +236,9 @@ def evaluate_loss(
     groups = [replace(g, members=[i for i in g.members if i in mine]) for g in job.eval_groups]
     sums = dict.fromkeys([f"eval_{name}" for name in ("loss", *objective.reports)], 0.0)
     weight = 0.0
-    with _autocast(job.spec, device):
-        packs = objective.begin(model, packer.packs(job.eval_units, [g for g in groups if g.members]))
+    with _autocast(job.spec, device), uncompiled(model):
+        packs = packer.packs(job.eval_units, [g for g in groups if g.members], packer.eval_tokens)
+        packs = objective.begin(model, packs)
         for pack in in_step(model, packs):
             loss, further = objective.loss(model, pack.to(device))
             weight += objective.weight(pack)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ def adapt(model: Any, spec: TrainSpec, device: str | None = None) -> nn.Module:
         add_noise(model, spec.neftune_noise_alpha)
     if spec.torch_compile if spec.torch_compile is not None else kind == "cuda":
         compile_layers(model)
+        model.enable_input_require_grads()  # or the first layer, whose input has no gradient, is compiled apart
     return (model if spec.quantization_bit else model.to(place)).train()
 
 
@@ -125,12 +128,26 @@ class MemoryPerToken:
 
 def compile_layers(model: nn.Module, on: bool = True) -> None:
     """Compile each decoder layer by itself: they share one graph, so that costs a layer's time, not a model's."""
-    torch._dynamo.config.recompile_limit = 64  # the sizes of packs, the first layer, checkpointing on and off
+    torch._dynamo.config.recompile_limit = 64  # the sizes of packs, checkpointing on and off
     for layer in decoder_layers(model):
         if on:
             layer.compile(dynamic=False)
         else:
             layer._compiled_call_impl = None
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Layers run as they are: passes without gradient are soon done, and would be compiled apart."""
+    layers = decoder_layers(model)
+    compiled = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, compiled, strict=True):
+            layer._compiled_call_impl = own
 
 
 def compute_dtype(spec: TrainSpec, device: str) -> torch.dtype:
