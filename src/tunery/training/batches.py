@@ -53,7 +53,7 @@ class Packer:
         self.packing, self.train_on_prompt = spec.packing, spec.train_on_prompt
         self.cuda = device.startswith("cuda")
         self.max_tokens = max_tokens
-        self.lengths: list[int] = []  # of most packs
+        self.usual = 0  # the length of most packs
 
     def packs(self, units: Sequence[Unit], groups: Sequence[Group], max_tokens: int | None = None) -> list[Pack]:
         """The packs of some units, of at most `max_tokens`; `groups` index into `units`."""
@@ -74,26 +74,24 @@ class Packer:
 
     @property
     def eval_tokens(self) -> int:
-        """How large packs are that need no gradient: of a length that is trained with anyway."""
-        return self.lengths[-1] if self.cuda and self.lengths else self.max_tokens
+        """How large packs are that need no gradient: of the length that is trained with anyway."""
+        return self.usual if self.cuda and self.usual else self.max_tokens
 
     def expect(self, units: Sequence[Unit], groups: Sequence[Group], batch: int) -> None:
-        """Learn what packs a batch of so many units makes, so that nearly all get one of two lengths."""
+        """Learn what packs a batch of so many units makes, so that nearly all get one length."""
         shared = self.packing == "shared_prefix"
         prefix = max(groups, key=lambda g: len(g.members)).prefix if shared else 0
         sizes = [unit_tokens(unit, prefix, shared) for unit in units]
         mean = sum(sizes) / len(sizes)
         spread = (sum((x - mean) ** 2 for x in sizes) / len(sizes)) ** 0.5
         count = batch / max(1, math.ceil(batch * mean / max(1, self.max_tokens - prefix)))
-        likely = [prefix + count * mean + sigmas * spread * count**0.5 for sigmas in (1, 3)]
-        self.lengths = sorted({_blocks(min(round(tokens), self.max_tokens)) for tokens in likely})
+        self.usual = _blocks(min(round(prefix + count * mean + 3 * spread * count**0.5), self.max_tokens))
 
     def _length(self, tokens: int) -> int:
-        """What a pack is padded to on a GPU, where layers are compiled for each length: one of the expected ones, or,
-        if that were a waste, an eighth of the way between powers of two."""
-        fitting = [length for length in self.lengths if tokens <= length]
-        if fitting and tokens > fitting[0] // 4:
-            return fitting[0]
+        """What a pack is padded to on a GPU, where layers are compiled for each length: the usual one, or, where that
+        were a waste or too short, an eighth of the way between powers of two."""
+        if self.usual // 4 < tokens <= self.usual:
+            return self.usual
         step = max(BLOCK, 1 << (tokens.bit_length() - 4))
         return -(-tokens // step) * step
 
