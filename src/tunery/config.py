@@ -138,7 +138,7 @@ class TrainSpec(Spec):
     fp8: bool = False  # the frozen base's products in fp8 (GPUs of compute capability 8.9 and up)
     fsdp: bool = False  # each worker holds a share of the weights (FSDP2)
     gradient_checkpointing: bool | None = None  # None: on a GPU where its memory asks for it, as measured
-    torch_compile: bool | None = None  # None: on a GPU
+    torch_compile: bool | None = None  # None: on a GPU, for bases of more than 300 M parameters
     seed: int = 42
     resume_from_checkpoint: str | bool | None = None
     # Ray

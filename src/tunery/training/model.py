@@ -16,6 +16,8 @@ from tunery.training.lora import fuse
 from tunery.training.sharding import shard, wants_shards
 from tunery.training.tuning import check_device, decoder_layers, transformers_model, tune
 
+COMPILED_PARAMETERS = 300_000_000  # of smaller models a whole training takes less than compiling their layers
+
 
 def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
     """The base of `path` with what `spec` tunes on it. Raises ModelError for impossible targets, ConfigError for
@@ -67,7 +69,8 @@ def adapt(model: Any, spec: TrainSpec, device: str | None = None) -> nn.Module:
         checkpoint_activations(model)
     if spec.neftune_noise_alpha:
         add_noise(model, spec.neftune_noise_alpha)
-    if spec.torch_compile if spec.torch_compile is not None else kind == "cuda":
+    large = kind == "cuda" and sum(p.numel() for p in model.parameters()) > COMPILED_PARAMETERS
+    if large if spec.torch_compile is None else spec.torch_compile:
         compile_layers(model)
         model.enable_input_require_grads()  # or the first layer, whose input has no gradient, is compiled apart
     return (model if spec.quantization_bit else model.to(place)).train()

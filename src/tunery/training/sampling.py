@@ -18,7 +18,8 @@ from tunery.training.plan import template_of
 from tunery.training.sharding import is_sharded
 from tunery.training.tuning import transformers_model
 
-SAMPLED_TOKENS = 16384  # of prompts and answers at once; what their keys and values take is far below a training pack
+SAMPLED_BYTES = 1 << 30  # of keys and values at once
+SAMPLED_TOKENS = 1 << 17  # whose activations are there at once
 
 
 class Judge:
@@ -82,7 +83,8 @@ def sample(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list
     """
     inner, training = transformers_model(model), model.training
     attention = inner.config._attn_implementation
-    size = max(1, SAMPLED_TOKENS // (how.count * (max(map(len, prompts), default=0) + how.limit)))
+    tokens = min(SAMPLED_TOKENS, SAMPLED_BYTES // _bytes_per_token(inner.config))
+    size = max(1, tokens // (how.count * (max(map(len, prompts), default=0) + how.limit)))
     inner.set_attn_implementation("sdpa")
     model.eval()
     try:
@@ -92,6 +94,14 @@ def sample(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list
         inner.set_attn_implementation(attention)
         model.train(training)
     return [answer for part in parts for answer in part]
+
+
+def _bytes_per_token(config: Any) -> int:
+    """Of keys and values in all layers, at 2 bytes a number."""
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
 
 
 def _sampled(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
