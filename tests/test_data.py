@@ -224,6 +224,9 @@ def test_fingerprint_is_of_the_content_alone(tmp_path: Path):
     assert fingerprint(reversed(a.examples)) != a.fingerprint
     changed = dataclasses.replace(a.examples[0], target="f(x[9])")
     assert fingerprint((changed, *a.examples[1:])) != a.fingerprint
+    for judged in ({"rejected": "f(x[9])"}, {"kto_tag": False}):
+        (first, *others) = a.examples
+        assert fingerprint([dataclasses.replace(first, meta={**first.meta, **judged}), *others]) != a.fingerprint
 
 
 def test_unlabelled_rows_are_read_when_asked_for(tmp_path: Path):

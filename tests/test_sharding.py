@@ -138,6 +138,12 @@ def test_fsdp_is_written_as_transformers_has_it(said):
     assert parse(TrainSpec, {"fsdp": said}).fsdp is True
 
 
+def test_who_comes_from_deepspeed_is_shown_the_way():
+    with pytest.raises(ConfigError) as caught:
+        parse(TrainSpec, {"deepspeed": "ds_z3_config.json"})
+    assert "fsdp: true" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

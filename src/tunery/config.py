@@ -27,6 +27,9 @@ INERT_TRAIN_KEYS = frozenset({
 })  # fmt: skip
 
 
+_INSTEAD = {"deepspeed": "fsdp: true divides the weights among the workers"}  # of keys that others know
+
+
 class Spec(BaseModel):
     """Base of all sections: unknown keys are errors, values are checked on assignment."""
 
@@ -344,7 +347,8 @@ def _config_error(kind: type[Spec], exc: ValidationError, where: str | None) -> 
             known = _keys_at(kind, path[:-1])
             lines.append(f'unknown key "{key}"')
             near = nearest(path[-1], known)
-            hints.append(f'did you mean "{near}"?' if near else "known keys: " + ", ".join(sorted(known)))
+            instead = f'did you mean "{near}"?' if near else "known keys: " + ", ".join(sorted(known))
+            hints.append(_INSTEAD.get(path[-1], instead))
         else:
             lines.append(f'"{key}": {fault["msg"].removeprefix("Value error, ")}, got {fault["input"]!r}')
     return ConfigError("; ".join(lines), hint="; ".join(hints) or None, where=where)

@@ -72,12 +72,13 @@ def load_rows(path: storage.AnyPath) -> list[dict[str, Any]]:
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """sha256 (hex) over messages and targets in their order; ids and other columns do not count."""
+    """sha256 (hex) over messages, targets, rejected answers and tags in their order; other columns do not count."""
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
     digest = hashlib.sha256()
     for example in examples:
         turns = [[message.role, message.content] for message in example.messages]
-        digest.update(encode([turns, example.target]).encode() + b"\n")
+        judged = [example.meta[key] for key in ("rejected", "kto_tag") if key in example.meta]
+        digest.update(encode([turns, example.target, *judged]).encode() + b"\n")
     return digest.hexdigest()
 
 
