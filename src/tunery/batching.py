@@ -15,7 +15,7 @@ from tunery.bases import Base
 from tunery.config import BatchSpec
 from tunery.data import load_rows
 from tunery.data.template import Template
-from tunery.engine.vllm import Adapter, generate
+from tunery.engine.vllm import Adapter, Setup, generate
 from tunery.errors import ConfigError, DataError
 from tunery.storage import write_atomic
 from tunery.tasks import Task
@@ -74,15 +74,10 @@ def run_batch(
         for i, ids in enumerate(template.prompts(examples))
     ]
     answers: dict[int, Completion] = {}
-    for completion in generate(
-        requests,
-        base=base.path,
-        adapters=[adapter] if adapter else [],
-        spec=spec.engine,
-        sampling=spec.sampling.model_dump(exclude={"max_tokens"}, exclude_none=True)
-        | {"stop_token_ids": template.stop_ids},
-        log_dir=log_dir,
-    ):
+    sampling = spec.sampling.model_dump(exclude={"max_tokens"}, exclude_none=True)
+    sampling |= {"stop_token_ids": template.stop_ids}
+    setup = Setup(base.path, [adapter] if adapter else [], spec.engine, sampling, log_dir=log_dir)
+    for completion in generate(requests, setup):
         answers[int(completion.example_id)] = completion
         on_progress(len(answers), len(rows))
     done = [_row(row, answers.get(i), task) for i, row in enumerate(rows)]
