@@ -1,11 +1,12 @@
-"""Batch inference beside its peers, in one run: vLLM's `LLM.generate` on prompts held in memory, and plain `ray.data.llm`.
+"""Batch inference beside vLLM's own `LLM.generate` on prompts held in memory and plain `ray.data.llm`, in one run.
 
     python bench/batch.py VAL.jsonl TRAIN.jsonl [--rows 1000] [--only NAME ...]     peers and levers
-    python bench/batch.py --echo 1000000                                          the pipeline alone, killed and resumed
+    python bench/batch.py --echo 1000000                                            the pipeline alone, killed, resumed
 
-The bundled base answers the rows of VAL (repeated up to --rows), greedy, at most 64 tokens each; TRAIN teaches the grammar.
-Every measurement is a process of its own. "steady" is rows/s while the engine answers, "whole" is seconds of the process.
-With --echo the engine is replaced by one that repeats a fixed answer: what is left is reading, rendering, parsing, writing.
+The bundled base answers the rows of VAL (repeated up to --rows), greedy, at most 64 tokens each; TRAIN teaches the
+grammar. Every measurement is a process of its own. "steady" is rows/s while the engine answers, "whole" the seconds of
+the process. With --echo the engine is replaced by one that repeats a fixed answer: what is left is reading, rendering,
+parsing and writing.
 """
 
 from __future__ import annotations
@@ -226,6 +227,7 @@ def _echoed(table: Any) -> Any:
 
 
 def start(folder: Path, rows: Path, train: str | None, **settings: Any) -> subprocess.Popen[str]:
+    """One part in a process of its own."""
     folder.mkdir(exist_ok=True)
     values = {"folder": str(folder), "rows_file": str(rows), "train": train, **settings}
     command = [sys.executable, __file__, "--settings", json.dumps(values)]
@@ -234,6 +236,7 @@ def start(folder: Path, rows: Path, train: str | None, **settings: Any) -> subpr
 
 
 def ended(process: subprocess.Popen[str], began: float) -> dict[str, Any]:
+    """What the part has measured, once it is over."""
     out, _ = process.communicate()
     if process.returncode:
         return {"failed": "the process ended with an error"}
@@ -254,9 +257,8 @@ def peers(args: argparse.Namespace, folder: Path) -> None:
         began = time.time()
         found[name] = ended(start(folder / name, rows, args.train, **settings), began)
         print(f"{what}: {found[name]}", file=sys.stderr, flush=True)
-    print(
-        f"{args.rows} rows\n\n| what | rows/s steady | first answer, s | whole, s | output tokens |\n| --- | --- | --- | --- | --- |"
-    )
+    print(f"{args.rows} rows\n\n| what | rows/s steady | first answer, s | whole, s | output tokens |")
+    print("| --- | --- | --- | --- | --- |")
     for name, m in found.items():
         cells = [f"{m[k]:.1f}" if k in m else "" for k in ("steady", "first", "whole")]
         print(f"| {PARTS[name][0]} | {' | '.join(cells)} | {m.get('tokens', m.get('failed'))} |")
@@ -293,8 +295,8 @@ def echo(args: argparse.Namespace, folder: Path) -> None:
         f"{args.echo:,} rows through the pipeline: {straight['through']:,.0f} rows/s, {straight['whole']:.0f} s in all"
     )
     print(f"driver's memory, MiB: {straight['memory']}")
-    print(f"killed after {cut:.0f} s and run again: {again['whole']:.0f} s in all, {again['whole'] / straight['whole']:.3f} x; "
-          f"the same bytes: {same}")  # fmt: skip
+    ratio = again["whole"] / straight["whole"]
+    print(f"killed after {cut:.0f} s, run again: {again['whole']:.0f} s in all, {ratio:.3f} x; the same bytes: {same}")
 
 
 def main() -> None:

@@ -42,9 +42,8 @@ def batch(rows, tiny_base):
     models = {"base": Model("base", base, "chatml", "text")}
 
     def make(output: Path | str, **settings):
-        spec = BatchSpec(
-            input=str(rows), output=str(output), id_column="id", engine=ENGINE, sampling=SAMPLING, **settings
-        )
+        given = {"input": str(rows), "output": str(output), "id_column": "id", "engine": ENGINE, "sampling": SAMPLING}
+        spec = BatchSpec.model_validate(given | settings)
         return prepare(spec, models=models, default="base", adapters=[], log_dir=None)
 
     return make

@@ -137,6 +137,7 @@ def perform(batch: Batch, on_event: OnEvent, *, retry: bool = False, answer: Ans
     `max_error_rate` allows, EngineError. What is done by then stays, and the next run goes on from there.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from tunery.engine.rows import Watch
 
@@ -150,13 +151,15 @@ def perform(batch: Batch, on_event: OnEvent, *, retry: bool = False, answer: Ans
         if todo or again:
             batch.output.reopen()
         job = Job(batch.source, batch.output, batch.shape, batch.schema, again)
-        watch = ray.remote(Watch).options(num_cpus=0, max_concurrency=16).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        watch = ray.remote(Watch).options(num_cpus=0, scheduling_strategy=here).remote()
         rows = max(chunk.rows for chunk in batch.source.chunks)
         engines = answer or (lambda data: generate_dataset(data, batch.setup, batch_rows=rows, watch=watch))
         progress.begin()
+        if answer is None:
+            batch.setup.require()
         if todo or again:
-            chunks, count = [*sorted(again), *todo], batch.spec.engine.concurrency
-            for report in run(job, chunks, engines, engines=count, log_dir=batch.setup.log_dir):
+            for report in run(job, [*sorted(again), *todo], engines, batch.setup):
                 if progress.first is None:
                     progress.first = ray.get(watch.times.remote())[0]
                 progress.add(report)

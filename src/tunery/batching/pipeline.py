@@ -9,26 +9,32 @@ from __future__ import annotations
 import functools
 import hashlib
 import pickle
+import queue
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tunery import storage
 from tunery.batching.output import Output, decode, encode
 from tunery.batching.rows import Ask
 from tunery.batching.source import Chunk, Entry, Source
 from tunery.engine.rows import BATCH, OUTPUT
-from tunery.engine.vllm import engine_error
-from tunery.errors import EngineError, TuneryError
+from tunery.engine.vllm import Setup, engine_error
+from tunery.errors import EngineError, ResourceError, TuneryError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
 Answering = Callable[["ray.data.Dataset"], "ray.data.Dataset"]  # adds the column `completion`
+
+
+LOST_NODE_SECONDS = 120.0  # for a cluster to replace what a dead machine had
+T = TypeVar("T")
 
 
 class Shape(Protocol):
@@ -193,33 +199,76 @@ def _request(ask: Ask, constrained: bool) -> dict[str, Any]:
     }
 
 
-def run(
-    job: Job, todo: Sequence[int], answer: Answering, *, engines: int, log_dir: Path | None
-) -> Iterator[dict[str, Any]]:
+def run(job: Job, todo: Sequence[int], answer: Answering, setup: Setup) -> Iterator[dict[str, Any]]:
     """Do the chunks `todo`; yields what `Job.write` returns of each as it is done.
 
-    `answer` takes a dataset whose blocks are chunks to `engines` engines. Raises TuneryError.
+    `answer` takes a dataset whose blocks are chunks to the engines of `setup`. Raises TuneryError.
     """
     import ray.data
     from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
     size, context.target_max_block_size = context.target_max_block_size, None  # no block is cut
-    whole: Any = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": _cpus(engines)}
+    whole: Any = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": _cpus(setup.spec.concurrency)}
     put = ray.put(job)
     try:
         numbers = ray.data.from_items([{"chunk": number} for number in todo], override_num_blocks=len(todo))
         asked = numbers.map_batches(functools.partial(_read, job=put), **whole)
         done = answer(asked).map_batches(functools.partial(_write, job=put), **whole)
-        for row in done.iter_rows():
+        for row in _attended(done.iter_rows(), setup.require):
             report = pickle.loads(row["report"])
             if isinstance(report, TuneryError):
                 raise report
             yield report
     except RayError as error:
-        raise engine_error(error, log_dir) from error
+        raise engine_error(error, setup.log_dir) from error
     finally:
         context.target_max_block_size = size
+
+
+def _attended(found: Iterable[T], check: Callable[[], None]) -> Iterator[T]:
+    """`found`, as long as the cluster can still give what its makers need.
+
+    Raises what `check` does when that has lasted: an engine whose machine was lost would wait for another for ever.
+    """
+    said: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=8)
+    over = threading.Event()
+
+    def listen() -> None:
+        error: BaseException | None = None
+        try:
+            for one in found:
+                said.put((one, None))
+                if over.is_set():
+                    return
+        except BaseException as caught:
+            error = caught
+        said.put((None, error))
+
+    threading.Thread(target=listen, daemon=True).start()
+    lacking: float | None = None
+    try:
+        while True:
+            try:
+                one, error = said.get(timeout=5)
+            except queue.Empty:
+                try:
+                    check()
+                    lacking = None
+                except ResourceError:
+                    lacking = lacking or time.monotonic()
+                    if time.monotonic() - lacking > LOST_NODE_SECONDS:
+                        raise
+                continue
+            if error:
+                raise error
+            if one is None:
+                return
+            yield one
+    finally:
+        over.set()
+        with suppress(queue.Empty):
+            said.get_nowait()
 
 
 def _cpus(engines: int) -> float:

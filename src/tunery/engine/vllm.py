@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.config import EngineSpec, nearest
+from tunery.engine.cluster import require
 from tunery.errors import ConfigError, EngineError, ModelError
 from tunery.types import Completion
 
@@ -255,6 +256,11 @@ class Setup:
         """The engine arguments it comes to; raises as the function does."""
         kwargs = engine_kwargs(self.base, self.adapters, self.spec.engine_kwargs)
         return {"disable_log_stats": True} | kwargs
+
+    def require(self) -> None:
+        """Raises ResourceError when the cluster has no room for the engines: Ray would wait for ever."""
+        devices = _devices(self.spec)
+        require({"CPU": 1} if on_cpu() else {"CPU": 1, "GPU": devices}, self.spec.concurrency)
 
 
 def generate_dataset(
