@@ -166,7 +166,7 @@ def part_ray(args: Any) -> dict[str, Any]:
         },
         postprocess=lambda row: {"id": row["id"], "text": row["generated_text"], "tokens": row["num_generated_tokens"]},
     )  # fmt: skip
-    ray.init(log_to_driver=False)
+    ray.init(log_to_driver=False, ignore_reinit_error=True)
     began = time.time()
     processor(ray.data.read_json(str(tokens))).write_json(str(Path(args.folder) / "ray"))
     spent = time.time() - began
@@ -239,6 +239,8 @@ def ended(process: subprocess.Popen[str], began: float) -> dict[str, Any]:
     """What the part has measured, once it is over."""
     out, _ = process.communicate()
     if process.returncode:
+        folder = json.loads(process.args[-1])["folder"]  # type: ignore[index]
+        print((Path(folder) / "log.txt").read_text()[-1500:], file=sys.stderr)
         return {"failed": "the process ended with an error"}
     return json.loads(out.splitlines()[-1]) | {"whole": time.time() - began}
 

@@ -189,11 +189,11 @@ def listening(heard: Path):
             super().__init__(*args, **options)
             asked = self._engine.generate
 
-            async def generate(*args, **options):
-                async for output in asked(*args, **options):
-                    with heard.open("a") as file:
-                        file.write(json.dumps(output.prompt_token_ids) + "\n")
-                    yield output
+            async def generate(*args):
+                output = await asked(*args)
+                with heard.open("a") as file:
+                    file.write(json.dumps(output.prompt_token_ids) + "\n")
+                return output
 
             self._engine.generate = generate
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 OUTPUT = "completion"  # a struct column, so that it collides with no column of the user's
 BATCH = "batch"  # the column that names a batch to the watch
 PATIENCE = 2  # times that an engine may die over the same
-RETRY_PAUSES = (0.5, 2.0)  # seconds
 _REQUEST = ("prompt_token_ids", "model", "max_tokens", "grammar", "sampling")
 
 
@@ -52,16 +49,15 @@ class EngineRows:
             from tunery.engine.cluster import redirect
 
             redirect(log_path)
-        from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
-        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from tunery.engine.stepping import SteppedEngine
 
         self._sampling, self._grammars, self._watch = dict(sampling), grammars, watch
         self._adapters = {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
-        self._ids = itertools.count()
         self._suspect = asyncio.Lock()
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(base), **engine_kwargs))
+            self._engine = SteppedEngine(base, engine_kwargs)
         except Exception as error:
             # Not chained: vLLM's validation errors cannot be pickled, and Ray aborts the actor over them.
             logging.exception("The engine did not start.")
@@ -116,21 +112,13 @@ class EngineRows:
         return (self._sampling | own).get("temperature", 1.0) == 0
 
     async def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        prompt = request["prompt_token_ids"]
-        for pause in (*RETRY_PAUSES, None):
-            answer: dict[str, Any] = {"text": "", "prompt_tokens": len(prompt), "completion_tokens": 0}
-            try:
-                return answer | await self._generate(request)
-            except Exception as error:
-                if self._engine.errored:
-                    logging.exception("The engine has died.")
-                    logging.shutdown()
-                    os._exit(1)
-                answer["error"] = _reason(error)
-                if pause is None or isinstance(error, ValueError | TypeError):  # asked again, it would be the same
-                    return answer
-                await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
+        answer: dict[str, Any] = {
+            "text": "", "prompt_tokens": len(request["prompt_token_ids"]), "completion_tokens": 0,
+        }  # fmt: skip
+        try:
+            return answer | await self._generate(request)
+        except Exception as error:
+            return answer | {"error": _reason(error)}
 
     async def _generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from vllm import TokensPrompt
@@ -139,25 +127,19 @@ class EngineRows:
         if model is not None and model not in self._adapters:
             raise ValueError(f"no adapter is named {model!r}")
         lora = self._adapters[model] if model is not None else None
-        tokens = TokensPrompt(prompt_token_ids=request["prompt_token_ids"])
-        answer: dict[str, Any] = {}
-        async for output in self._engine.generate(
-            tokens, self._params(request), str(next(self._ids)), lora_request=lora
-        ):
-            if output.finished:
-                (final,) = output.outputs
-                answer = {
-                    "text": final.text,
-                    "finish_reason": final.finish_reason,
-                    "completion_tokens": len(final.token_ids),
-                    "cached_tokens": output.num_cached_tokens or 0,
-                }
-                if final.logprobs is not None:
-                    ids = list(final.token_ids)
-                    answer["token_ids"] = ids
-                    answer["logprobs"] = [
-                        p[t].logprob if p else math.nan for t, p in zip(ids, final.logprobs, strict=True)
-                    ]
+        prompt = TokensPrompt(prompt_token_ids=request["prompt_token_ids"])
+        output = await self._engine.generate(prompt, self._params(request), lora)
+        (final,) = output.outputs
+        answer = {
+            "text": final.text,
+            "finish_reason": final.finish_reason,
+            "completion_tokens": len(final.token_ids),
+            "cached_tokens": output.num_cached_tokens or 0,
+        }
+        if final.logprobs is not None:
+            ids = list(final.token_ids)
+            answer["token_ids"] = ids
+            answer["logprobs"] = [p[t].logprob if p else math.nan for t, p in zip(ids, final.logprobs, strict=True)]
         return answer
 
     def _params(self, request: Mapping[str, Any]) -> Any:
