@@ -12,7 +12,7 @@ import pytest
 
 from tunery.config import EngineSpec
 from tunery.engine.cluster import connect, free_port, quiet, require, room
-from tunery.engine.vllm import Adapter, engine_args, engine_env, engine_kwargs, generate, llm_config, lora_ranks
+from tunery.engine.vllm import Adapter, Setup, engine_args, engine_env, engine_kwargs, generate, llm_config, lora_ranks
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -132,11 +132,13 @@ def answers(ray_session, tiny_base, tiny_adapter, tmp_path_factory):
     ]
     completions = generate(
         requests,
-        base=tiny_base,
-        adapters=[Adapter("names@1", tiny_adapter, 8)],
-        spec=EngineSpec(engine_kwargs={"max_num_seqs": 16}),
-        sampling=GREEDY | {"allowed_token_ids": list(range(3, 259))},
-        log_dir=tmp_path_factory.mktemp("logs"),
+        Setup(
+            tiny_base,
+            [Adapter("names@1", tiny_adapter, 8)],
+            EngineSpec(engine_kwargs={"max_num_seqs": 16}),
+            GREEDY | {"allowed_token_ids": list(range(3, 259))},
+            log_dir=tmp_path_factory.mktemp("logs"),
+        ),
     )
     completions = list(completions)
     assert len(completions) == len(requests)
@@ -166,7 +168,7 @@ def test_an_engine_that_does_not_start_says_why_in_one_line(ray_session, tiny_ba
     requests = [{"id": "1", "prompt_token_ids": [3], "model": None, "max_tokens": 1}]
     spec = EngineSpec(engine_kwargs={"max_model_len": 1_000_000})
     with pytest.raises(EngineError, match=r"did not start: .*max_model_len") as caught:
-        list(generate(requests, base=tiny_base, adapters=[], spec=spec, sampling=GREEDY, log_dir=tmp_path))
+        list(generate(requests, Setup(tiny_base, spec=spec, sampling=GREEDY, log_dir=tmp_path)))
     assert "\n" not in caught.value.message
     assert str(tmp_path) in (caught.value.hint or "")
     assert "did not start" in (tmp_path / "engine.log").read_text()

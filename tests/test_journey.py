@@ -167,14 +167,15 @@ def test_batch_answers_every_row_in_order(project, trained, tmp_path):
     source.write_text("id,text\n7,red bike 1\n8,blue bike 2\n9,black bike 3\n")
     spec = project.model_copy(deep=True)
     spec.batch.input, spec.batch.output = str(source), str(output)
-    spec.batch.sampling.max_tokens = 12
+    spec.batch.sampling.max_tokens = 40
     result = tunery.batch(spec)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert (result.rows, result.failed) == (3, 0)
     assert [r["id"] for r in rows] == ["7", "8", "9"]
-    assert all(r["error"] is None and r["completion_tokens"] > 0 for r in rows)
-    with pytest.raises(ConfigError, match="exists already"):
-        tunery.batch(spec)
+    assert all(r["parsed"] and r["completion_tokens"] > 0 for r in rows)  # the grammar allows nothing else
+    assert tunery.batch(spec) == result  # it is done: nothing is asked
+    (run,) = [r for r in runs.list_runs(Path(project.home)) if r.kind == "batch"]
+    assert [e["done"] for e in runs.metrics(run) if e["event"] == "batch"] == [3]
     spec.batch.output, spec.batch.column = str(tmp_path / "b.jsonl"), "body"
     with pytest.raises(DataError, match='no column "body"'):
         tunery.batch(spec)
@@ -188,11 +189,11 @@ def listening(heard: Path):
             super().__init__(*args, **options)
             asked = self._engine.generate
 
-            async def generate(*args, **options):
-                async for output in asked(*args, **options):
-                    with heard.open("a") as file:
-                        file.write(json.dumps(output.prompt_token_ids) + "\n")
-                    yield output
+            async def generate(*args):
+                output = await asked(*args)
+                with heard.open("a") as file:
+                    file.write(json.dumps(output.prompt_token_ids) + "\n")
+                return output
 
             self._engine.generate = generate
 

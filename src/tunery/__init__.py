@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tunery.ops.datasets import check_data, export_data, sample_data, split_data
     from tunery.ops.exports import export
     from tunery.ops.quickstart import quickstart
-    from tunery.ops.verbs import batch, compare, evaluate, serve, train
+    from tunery.ops.verbs import batch, compare, evaluate, retry_batch, serve, train
 
 _HOMES = {
     "How": "tunery.data",
@@ -38,6 +38,7 @@ _HOMES = {
     "import_dataset": "tunery.data",
     "load": "tunery.data",
     "quickstart": "tunery.ops.quickstart",
+    "retry_batch": "tunery.ops.verbs",
     "sample_data": "tunery.ops.datasets",
     "serve": "tunery.ops.verbs",
     "split_data": "tunery.ops.datasets",

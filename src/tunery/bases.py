@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,9 @@ class QuickTokenizer:
         alone = self._ids([head], False)[0]
         tails = self._ids([text[len(head) :] for text in some], False)
         return head if head and self._ids(some, False) == [alone + tail for tail in tails] else ""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         return self._core.token_to_id(token)

@@ -267,13 +267,24 @@ class EvalSpec(Spec):
 
 
 class BatchSpec(Spec):
-    """Run one version over a file or folder of rows."""
+    """Run one version, or a version a row, over files of rows."""
 
-    model: str | None = None
+    model: str | None = None  # "base": the untuned base
     input: str | None = None
     output: str | None = None
-    column: str | None = None
+    column: str | None = None  # of text, or of messages
+    id_column: str | None = None
+    model_column: str | None = None  # names each row's version; `model` where it is empty
+    models: list[str] = Field(default_factory=list)  # those it may name; none: all versions of the same base
+    sampling_column: str | None = None  # an object of sampling parameters a row
+    gold: str | None = None  # a column of right answers to score by
     instruction: str | None = None
+    free: bool = False  # without the task's grammar
+    confidence: bool = True
+    openai: bool = False  # input and output are OpenAI's batch files
+    answer_prefix: str = ""  # of the columns that answers add
+    max_error_rate: float = Field(default=0.5, ge=0, le=1)
+    price_per_hour: float | None = Field(default=None, ge=0)  # of all machines together, in any currency
     sampling: Sampling = Field(default_factory=Sampling)
     engine: EngineSpec = Field(default_factory=EngineSpec)
 

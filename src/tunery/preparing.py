@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from tunery import storage
-from tunery.bases import Base, QuickTokenizer, load_tokenizer
+from tunery.bases import Base
 from tunery.data.files import OnFault, Row, csv_rows, json_lines, reasons
 from tunery.data.layouts import converter, guess
 from tunery.data.registry import Entry
 from tunery.data.sampling import folded
-from tunery.data.template import Template
+from tunery.data.template import quick_template
 from tunery.errors import ConfigError, DataError, EngineError, StorageError, TuneryError
 from tunery.types import Example
 
@@ -107,11 +107,11 @@ def plan(
     """
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise ConfigError("val and test are shares that leave some rows for train")
-    files = {_absolute(f): _size(f) for f in storage.list_files(source) if _ending(f)}
+    files = {storage.absolute(f): _size(f) for f in storage.list_files(source) if _ending(f)}
     if not files:
         hint = f"files end in {', '.join(ENDINGS)}, uncompressed"
         raise DataError(f"{storage.shown(source)} holds no files of rows", hint=hint)
-    folder, shown = _absolute(into), storage.shown(into)
+    folder, shown = storage.absolute(into), storage.shown(into)
     cutoff = min(cutoff_len or base.context, base.context)
     job = Job(files, folder, base, template, cutoff, _entry(list(files)), (val, test), seed, begun=False)
     if storage.exists(storage.join(folder, DONE)):
@@ -175,11 +175,6 @@ def prepare(job: Job, *, on_progress: Callable[[int], None] = lambda rows: None)
 def _ending(path: str) -> str | None:
     name = storage.shown(path).lower()
     return next((ending for ending in ENDINGS if name.endswith(ending)), None)
-
-
-def _absolute(path: storage.AnyPath) -> str:
-    """As a worker with another current folder finds it."""
-    return os.fspath(path) if storage.is_remote(path) else str(storage.local(path).absolute())
 
 
 def _size(path: str) -> int:
@@ -253,11 +248,6 @@ def _rows(part: Mapping[str, Any], fault: OnFault) -> Iterator[Row]:
 
 
 # --- a worker's part -------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1)
-def _template(base: Base, name: str) -> Template:
-    return Template(name, load_tokenizer(base) if name == "auto" else QuickTokenizer(base))
 
 
 def _hash(text: str) -> int:
@@ -337,7 +327,7 @@ def _prepare_rows(rows: list[Row], faults: list[DataError], label: str, name: st
     lengths: Counter[int] = Counter()
     inputs, outputs, splits = [], [], []
     tokens = 0
-    for example, row in zip(examples, _template(job.base, job.template).rows(examples), strict=True):
+    for example, row in zip(examples, quick_template(job.base, job.template).rows(examples), strict=True):
         size = len(row)
         if size > job.cutoff:
             faults.append(DataError(f"longer than {job.cutoff} tokens", where=example.id))

@@ -65,6 +65,11 @@ def join(base: AnyPath, *parts: str) -> str:
     return out
 
 
+def absolute(path: AnyPath) -> str:
+    """`path` as a process with another current folder finds it."""
+    return os.fspath(path) if is_remote(path) else str(local(path).absolute())
+
+
 def shown(path: AnyPath) -> str:
     """`path` as it may be printed: an address without user, password and query."""
     text = os.fspath(path)

@@ -48,6 +48,7 @@ class Dataset:
 class Completion:
     """One answer of the engine. `error` is set, and `text` empty, when there is none.
 
+    `cached_tokens` of the prompt came from the engine's prefix cache.
     `token_ids` and `logprobs` (natural, one a token) are None unless they were asked for.
     """
 
@@ -56,6 +57,7 @@ class Completion:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int | None = None
     error: str | None = None
     token_ids: Sequence[int] | None = None
     logprobs: Sequence[float] | None = None

@@ -89,6 +89,7 @@ def _say_stopped(as_json: bool) -> None:
     again = {
         "quickstart": "`tunery quickstart` goes on where it stopped",
         "train": "`tunery train --resume` goes on from the last checkpoint",
+        "batch": "the same command goes on from there",
     }.get(verb)
     screen = _screen(as_json)
     if as_json:
@@ -221,50 +222,6 @@ def train(
     screen._on_trained(run.result)
     screen.say(f"[dim]{run.result['output']}[/]")
     screen.result({"run": run.id, **run.result})
-
-
-@app.command()
-def batch(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSONL, JSON, CSV or Parquet rows.")],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Ends in .jsonl or .parquet.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help='"name", "name@3". Default: the latest.')] = None,
-    column: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
-    project: ProjectOption = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Answer every row of a file.
-
-    Example: [bold]tunery batch messages.csv answers.jsonl --column body[/]
-    """
-    from tunery.ops import verbs
-
-    screen = _screen(as_json)
-    spec = _project(project, sets, "batch")
-    spec.batch.input, spec.batch.output = source, output
-    spec.batch.model = model or spec.batch.model
-    spec.batch.column = column or spec.batch.column
-    if dry_run:
-        from tunery.data import load_rows
-
-        facts = {
-            "model": verbs.load_model(spec, spec.batch.model).label,
-            "rows": len(load_rows(source)),
-            "output": output,
-        }
-        screen.table(("what", "value"), list(facts.items()))
-        screen.result(facts)
-        return
-    result = verbs.batch(spec, observer=screen)
-    screen.stop()
-    screen.say(
-        f"{result.output}: {result.rows:,} rows, {result.answered:,} answered ({result.parsed:,} of the task's form), "
-        f"{result.failed:,} failed; {result.prompt_tokens:,} tokens in, {result.completion_tokens:,} out"
-    )
-    screen.result(dataclasses.asdict(result))
-    if result.failed:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,33 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from tunery.cli.app import HELP, AsJson, DryRun, ProjectOption, Sets, _project, _screen
+from tunery.cli.options import DEFAULT, HELP, AsJson, DefaultCommand, DefaultGroup, DryRun, ProjectOption, Sets
+from tunery.cli.options import open_screen as _screen
+from tunery.cli.options import read_project as _project
 
-_DEFAULT = "(eval)"  # nobody types it
-
-
-class _Group(TyperGroup):
-    """`tunery eval ...` scores, unless another command is named."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
-            args = [_DEFAULT, *args]
-        return super().parse_args(ctx, args)
+eval_app = typer.Typer(cls=DefaultGroup, help="Score a version, and compare evaluations.", context_settings=HELP)
 
 
-class _Default(TyperCommand):
-    """The command without a name of its own: help and errors show it as it is typed, `tunery eval`."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return super().make_context(parent.info_name, args, parent=parent.parent, **extra)
-
-
-eval_app = typer.Typer(cls=_Group, help="Score a version, and compare evaluations.", context_settings=HELP)
-
-
-@eval_app.command(_DEFAULT, cls=_Default)
+@eval_app.command(DEFAULT, cls=DefaultCommand)
 def evaluate(
     model: Annotated[str | None, typer.Argument(help='"name", "name@3". Default: the project\'s latest.')] = None,
     gate: Annotated[str | None, typer.Option(help="Conditions to meet, else exit 1.", metavar="CONDITIONS")] = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 HELP = {"help_option_names": ["-h", "--help"]}
 ProjectFile = Annotated[
@@ -30,3 +31,22 @@ def read_project(path: Path | None, sets: list[str] | None, section: str | None)
     from tunery.config import load_project
 
     return load_project(path, sets or (), section)
+
+
+DEFAULT = "(default)"  # nobody types it
+
+
+class DefaultGroup(TyperGroup):
+    """A group that is its command DEFAULT, unless another one is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+class DefaultCommand(TyperCommand):
+    """The command without a name of its own: help and errors show it as it is typed, by its group's."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return super().make_context(parent.info_name, args, parent=parent.parent, **extra)

@@ -48,6 +48,7 @@ class Screen:
         self._task: TaskID | None = None
         self._losses: list[float] = []
         self._quarter = 0  # of the training, told so far
+        self._told = 0  # tenths of a batch
         self._quickstart = False
         self._began = time.monotonic()
 
@@ -191,6 +192,25 @@ class Screen:
             event["done"],
             event["total"],
         )
+
+    def _on_resumed(self, event: Mapping[str, Any]) -> None:
+        if event["done"]:
+            self.say(f"[dim]going on: {event['done']:,} of {event['rows']:,} rows are done[/]")
+
+    def _on_batch(self, event: Mapping[str, Any]) -> None:
+        """One line; where there is no terminal, one every tenth."""
+        hits = f", {event['cache_hits']:.0%} from the cache" if event["cache_hits"] else ""
+        eta = event["eta_seconds"] or 0
+        text = (
+            f"{event['done']:,} done, {event['failed']:,} failed, {event['left']:,} left  "
+            f"{event['rows_per_second']:.1f} rows/s, tokens/s {event['prompt_tokens_per_second']:,.0f} in{hits}, "
+            f"{event['completion_tokens_per_second']:,.0f} out  {eta // 60}:{eta % 60:02} to go"
+        )
+        self._bar(text, event["done"], event["rows"])
+        tenth = event["done"] * 10 // event["rows"]
+        if not self.console.is_terminal and tenth > self._told:
+            self._told = tenth
+            self.say(text)
 
     @property
     def _indent(self) -> str:

@@ -6,12 +6,14 @@ LLaMA-Factory's names; "auto" is the tokenizer's own chat template.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunery.bases import Base, QuickTokenizer, load_tokenizer
 from tunery.config import nearest
 from tunery.errors import ConfigError, DataError, ModelError
 from tunery.types import Example, Message
@@ -268,6 +270,13 @@ class Template:
                 hint=f"training and inference would disagree; choose template: {' | '.join(LAYOUTS)}",
             )
         return whole[len(prompt) :]
+
+
+@functools.lru_cache(maxsize=4)
+def quick_template(base: Base, name: str, trust_remote_code: bool = False) -> Template:
+    """The template `name` for `base`, without transformers where the layout is a named one; kept in the process."""
+    quick = name != "auto" and (base.path / "tokenizer.json").exists()
+    return Template(name, QuickTokenizer(base) if quick else load_tokenizer(base, trust_remote_code=trust_remote_code))
 
 
 def prompt_samples(examples: Sequence[Example], rows: Sequence[Row], most: int = 4) -> list[dict[str, Any]]:

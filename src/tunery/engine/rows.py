@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import json
 import logging
 import math
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +18,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OUTPUT = "completion"  # a struct column, so that it collides with no column of the user's
+BATCH = "batch"  # the column that names a batch to the watch
+PATIENCE = 2  # times that an engine may die over the same
+_REQUEST = ("prompt_token_ids", "model", "max_tokens", "grammar", "sampling")
 
 
 class EngineRows:
     """An actor of Ray Data's pool. It runs many batches at once, so the engine stays full across their ends.
 
-    In: a table with `prompt_token_ids`, and optionally `model` (an adapter's name or null), `max_tokens` and
-    `constrained` (false: the sampling's structured_outputs are not for this row).
-    Out: the table without `prompt_token_ids` and with the struct column `completion`. What goes wrong with a
-    row is that row's `completion.error`; raises EngineError when the engine itself fails.
+    In: a table with `prompt_token_ids` (null: the row is not asked), and optionally `model` (an adapter's name or
+    null), `max_tokens`, `grammar` (a key of `grammars`, or null) and `sampling` (a JSON object of SamplingParams for
+    this row, or null). Out: the table without these columns and with the struct column `completion`, null for a row
+    that was not asked. Equal requests of one table are answered once where sampling is greedy.
+
+    What goes wrong with a row is that row's `completion.error`. When the engine dies its process ends, so that Ray
+    starts another and gives that the same batches again. Raises EngineError when the engine does not start.
     """
 
     def __init__(
@@ -33,21 +41,23 @@ class EngineRows:
         adapters: Sequence[tuple[str, str]],
         engine_kwargs: dict[str, Any],
         sampling: Mapping[str, Any],
+        grammars: Mapping[str, Mapping[str, Any]],
         log_path: Path | None,
+        watch: Any = None,
     ) -> None:
         if log_path is not None:
             from tunery.engine.cluster import redirect
 
             redirect(log_path)
-        from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
-        from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._sampling = dict(sampling)
+        from tunery.engine.stepping import SteppedEngine
+
+        self._sampling, self._grammars, self._watch = dict(sampling), grammars, watch
         self._adapters = {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
-        self._ids = itertools.count()
+        self._suspect = asyncio.Lock()
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(base), **engine_kwargs))
+            self._engine = SteppedEngine(base, engine_kwargs)
         except Exception as error:
             # Not chained: vLLM's validation errors cannot be pickled, and Ray aborts the actor over them.
             logging.exception("The engine did not start.")
@@ -56,60 +66,119 @@ class EngineRows:
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         import pyarrow as pa
 
-        absent = [None] * len(table)
-        prompts = table["prompt_token_ids"].to_pylist()
-        models = table["model"].to_pylist() if "model" in table.column_names else absent
-        limits = table["max_tokens"].to_pylist() if "max_tokens" in table.column_names else absent
-        free = [c is False for c in table["constrained"].to_pylist()] if "constrained" in table.column_names else absent
-        answers = await asyncio.gather(*map(self._answer, prompts, models, limits, free))
-        column = pa.array(answers, type=completion_type())
-        yield table.drop_columns(["prompt_token_ids"]).append_column(OUTPUT, column)
+        there = [name for name in _REQUEST if name in table.column_names]
+        requests = table.select(there).to_pylist()
+        answers = await self._watched(table, requests) if self._watch else await self._answer_all(requests)
+        yield table.drop_columns(there).append_column(OUTPUT, pa.array(answers, type=completion_type()))
 
-    async def _answer(
-        self, prompt: list[int], model: str | None, max_tokens: int | None, free: bool | None
-    ) -> dict[str, Any]:
-        from vllm import TokensPrompt
-        from vllm.v1.engine.exceptions import EngineDeadError
+    async def _answer_all(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+        asked: dict[Any, asyncio.Task[dict[str, Any]]] = {}
+        tasks = []
+        for i, request in enumerate(requests):
+            if request["prompt_token_ids"] is None:
+                tasks.append(None)
+                continue
+            key: Any = i
+            if self._greedy(request):
+                key = (tuple(request["prompt_token_ids"]), *(request.get(name) for name in _REQUEST[1:]))
+            if key not in asked:
+                asked[key] = asyncio.ensure_future(self._answer(request))
+            tasks.append(asked[key])
+        await asyncio.gather(*asked.values())
+        return [task.result() if task else None for task in tasks]
 
-        answer: dict[str, Any] = {"text": "", "prompt_tokens": len(prompt), "completion_tokens": 0}
+    async def _watched(self, table: pa.Table, requests: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Any] | None]:
+        """As `_answer_all`, told to the watch: a batch that engines die over is asked row by row, and a row that
+        they die over is not asked again."""
+        batch = str(table[BATCH][0])
+        deaths = await self._watch.begin.remote(batch)
+        if deaths < PATIENCE:
+            answers: list[dict[str, Any] | None] = await self._answer_all(requests)
+        else:
+            answers = []
+            for i, request in enumerate(requests):
+                async with self._suspect:  # one at a time, lest one that is innocent is there when it happens again
+                    if await self._watch.begin.remote(f"{batch}/{i}") < PATIENCE:
+                        answers += await self._answer_all([request])
+                    else:
+                        error = "the engine died each time that it was asked this"
+                        answers.append({"text": "", "prompt_tokens": 0, "completion_tokens": 0, "error": error})
+                    await self._watch.end.remote(f"{batch}/{i}")
+        await self._watch.end.remote(batch)
+        return answers
+
+    def _greedy(self, request: Mapping[str, Any]) -> bool:
+        own = json.loads(request.get("sampling") or "{}")
+        return (self._sampling | own).get("temperature", 1.0) == 0
+
+    async def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "text": "", "prompt_tokens": len(request["prompt_token_ids"]), "completion_tokens": 0,
+        }  # fmt: skip
         try:
-            if model is not None and model not in self._adapters:
-                raise ValueError(f"no adapter is named {model!r}")
-            lora = self._adapters[model] if model is not None else None
-            tokens = TokensPrompt(prompt_token_ids=prompt)
-            params, request_id = self._params(max_tokens, bool(free)), str(next(self._ids))
-            async for output in self._engine.generate(tokens, params, request_id, lora_request=lora):
-                if output.finished:
-                    (final,) = output.outputs
-                    answer |= {
-                        "text": final.text,
-                        "finish_reason": final.finish_reason,
-                        "completion_tokens": len(final.token_ids),
-                    }
-                    if final.logprobs is not None:
-                        ids = list(final.token_ids)
-                        answer["token_ids"] = ids
-                        answer["logprobs"] = [
-                            p[t].logprob if p else math.nan for t, p in zip(ids, final.logprobs, strict=True)
-                        ]
-        except EngineDeadError as error:
-            raise EngineError("the inference engine has died") from error
+            return answer | await self._generate(request)
         except Exception as error:
-            answer["error"] = _reason(error)
+            return answer | {"error": _reason(error)}
+
+    async def _generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from vllm import TokensPrompt
+
+        model = request.get("model")
+        if model is not None and model not in self._adapters:
+            raise ValueError(f"no adapter is named {model!r}")
+        lora = self._adapters[model] if model is not None else None
+        prompt = TokensPrompt(prompt_token_ids=request["prompt_token_ids"])
+        output = await self._engine.generate(prompt, self._params(request), lora)
+        (final,) = output.outputs
+        answer = {
+            "text": final.text,
+            "finish_reason": final.finish_reason,
+            "completion_tokens": len(final.token_ids),
+            "cached_tokens": output.num_cached_tokens or 0,
+        }
+        if final.logprobs is not None:
+            ids = list(final.token_ids)
+            answer["token_ids"] = ids
+            answer["logprobs"] = [p[t].logprob if p else math.nan for t, p in zip(ids, final.logprobs, strict=True)]
         return answer
 
-    def _params(self, max_tokens: int | None, free: bool) -> Any:
+    def _params(self, request: Mapping[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        sampling = dict(self._sampling)
-        if max_tokens is not None:
-            sampling["max_tokens"] = max_tokens
-        if free:
-            sampling.pop("structured_outputs", None)
+        sampling = self._sampling | json.loads(request.get("sampling") or "{}")
+        if (limit := request.get("max_tokens")) is not None:
+            sampling["max_tokens"] = limit
+        if (grammar := request.get("grammar")) is not None:
+            sampling["structured_outputs"] = self._grammars[grammar]
         if isinstance(structured := sampling.get("structured_outputs"), Mapping):
             sampling["structured_outputs"] = StructuredOutputsParams(**structured)
         return SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+class Watch:
+    """An actor that lives where the driver does and counts over what engines have died: see `EngineRows`.
+
+    It knows too when the first batch began and the last one ended (seconds since the epoch).
+    """
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+        self._first: float | None = None
+        self._last: float | None = None
+
+    def begin(self, what: str) -> int:
+        """How often `what` was begun before and not ended."""
+        self._first = self._first or time.time()
+        self._begun[what] += 1
+        return self._begun[what] - 1
+
+    def end(self, what: str) -> None:
+        self._last = time.time()
+        self._begun.pop(what, None)
+
+    def times(self) -> tuple[float | None, float | None]:
+        return self._first, self._last
 
 
 def _reason(error: Exception) -> str:
@@ -129,6 +198,7 @@ def completion_type() -> pa.StructType:
             "finish_reason": pa.string(),
             "prompt_tokens": pa.int64(),
             "completion_tokens": pa.int64(),
+            "cached_tokens": pa.int64(),
             "error": pa.string(),
             "token_ids": pa.list_(pa.int64()),
             "logprobs": pa.list_(pa.float64()),

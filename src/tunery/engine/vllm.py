@@ -13,19 +13,21 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.config import EngineSpec, nearest
+from tunery.engine.cluster import require
 from tunery.errors import ConfigError, EngineError, ModelError
 from tunery.types import Completion
 
 if TYPE_CHECKING:
     import ray.data
 
+_RESTARTS = 20  # of one engine, whether it died or its machine did; Ray's default is to go on for ever
 # Arguments that Ray or this module sets itself; a user's value would be overruled or would break the run.
 RESERVED = frozenset({"model", "served_model_name", "tokenizer", "distributed_executor_backend"})
 
@@ -238,70 +240,77 @@ def _devices(spec: EngineSpec) -> int:
 # -- Ray Data ----------------------------------------------------------------------------------------------
 
 
-def generate_dataset(
-    dataset: ray.data.Dataset,
-    *,
-    base: Path,
-    adapters: Sequence[Adapter],
-    spec: EngineSpec,
-    sampling: Mapping[str, Any],
-    max_model_len: int | None = None,
-    log_dir: Path | None = None,
-) -> ray.data.Dataset:
-    """Answer every row of a dataset, lazily.
+@dataclass(frozen=True)
+class Setup:
+    """What answers, and how. `sampling` has the words of vLLM's SamplingParams, with `logprobs: 0` in it answers bring
+    the log-probabilities of their own tokens; `grammars` are structured_outputs that requests name."""
 
-    Reads the columns `prompt_token_ids` (list of int) and, where they exist, `model` (an adapter's name or
-    null), `max_tokens` and `constrained` (false: without the sampling's structured_outputs); keeps every column but
-    `prompt_token_ids`; adds the struct column `completion` (text, finish_reason, prompt_tokens, completion_tokens,
-    error, token_ids and logprobs). `sampling` has the words of vLLM's SamplingParams; with `logprobs: 0` in it,
-    answers bring the log-probabilities of their own tokens.
+    base: Path
+    adapters: Sequence[Adapter] = ()
+    spec: EngineSpec = field(default_factory=EngineSpec)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    grammars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    log_dir: Path | None = None
+
+    def engine_kwargs(self) -> dict[str, Any]:
+        """The engine arguments it comes to; raises as the function does."""
+        kwargs = engine_kwargs(self.base, self.adapters, self.spec.engine_kwargs)
+        return {"disable_log_stats": True} | kwargs
+
+    def require(self) -> None:
+        """Raises ResourceError when the cluster has no room for the engines: Ray would wait for ever."""
+        devices = _devices(self.spec)
+        require({"CPU": 1} if on_cpu() else {"CPU": 1, "GPU": devices}, self.spec.concurrency)
+
+
+def generate_dataset(
+    dataset: ray.data.Dataset, setup: Setup, *, batch_rows: int | None, watch: Any = None
+) -> ray.data.Dataset:
+    """Answer every row of a dataset, lazily; see `EngineRows` for the columns read, dropped and added.
+
+    A dataset whose blocks are batches already is given `watch`, a `Watch` actor, which its column `batch` names them
+    to; `batch_rows` is then how many rows a block has at most.
     """
     import ray.data
 
     from tunery.engine.rows import EngineRows
 
-    kwargs = engine_kwargs(base, adapters, spec.engine_kwargs, max_model_len=max_model_len)
-    kwargs.setdefault("disable_log_stats", True)
-    batch_size = _batch_size(spec)
+    kwargs = setup.engine_kwargs()
+    spec = setup.spec
+    size = batch_rows or _batch_size(spec)
     # Enough batches in flight to keep the engine full while the last rows of the oldest ones finish.
-    batches = max(2, -(-2 * kwargs.get("max_num_seqs", 256) // batch_size))
-    devices = _devices(spec)
+    batches = max(2, -(-2 * kwargs.get("max_num_seqs", 256) // size))
     # What ray.data.llm calls too: `map_batches` itself no longer takes the actor's max_concurrency.
     return dataset.map_batches_internal(
         EngineRows,  # type: ignore[arg-type]
         fn_constructor_kwargs={
-            "base": base,
-            "adapters": [(adapter.name, str(adapter.path)) for adapter in adapters],
+            "base": setup.base,
+            "adapters": [(adapter.name, str(adapter.path)) for adapter in setup.adapters],
             "engine_kwargs": kwargs,
-            "sampling": dict(sampling),
-            "log_path": log_dir / "engine.log" if log_dir else None,
+            "sampling": dict(setup.sampling),
+            "grammars": setup.grammars,
+            "log_path": setup.log_dir / "engine.log" if setup.log_dir else None,
+            "watch": watch,
         },
-        batch_size=batch_size,
+        batch_size=None if watch else size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=spec.concurrency, max_tasks_in_flight_per_actor=2 * batches),
         max_concurrency=batches,
+        max_restarts=_RESTARTS,
+        max_task_retries=-1,
         num_cpus=1,
-        num_gpus=0 if on_cpu() else devices,
+        num_gpus=0 if on_cpu() else _devices(spec),
         accelerator_type=spec.accelerator_type,
         runtime_env={"env_vars": engine_env(kwargs, engines=spec.concurrency)},
     )
 
 
-def generate(
-    requests: Iterable[Mapping[str, Any]],
-    *,
-    base: Path,
-    adapters: Sequence[Adapter],
-    spec: EngineSpec,
-    sampling: Mapping[str, Any],
-    max_model_len: int | None = None,
-    log_dir: Path | None = None,
-) -> Iterator[Completion]:
+def generate(requests: Iterable[Mapping[str, Any]], setup: Setup) -> Iterator[Completion]:
     """Answer requests through Ray Data and yield each answer once it is there, in no particular order.
 
     A request is {"id": str, "prompt_token_ids": list[int], "model": adapter name or None, "max_tokens": int,
-    "constrained": bool}, the last two as they are needed.
-    A row that fails is a Completion with `error`; raises EngineError when the engine does not start or dies.
+    "grammar": str or None}, the last two as they are needed.
+    A row that fails is a Completion with `error`; raises EngineError when the engine does not start.
     """
     import ray.data
     from ray.exceptions import RayError
@@ -309,28 +318,20 @@ def generate(
     rows = [dict(request) for request in requests]
     if not rows:
         return
-    blocks = -(-len(rows) // _batch_size(spec))
-    answered = generate_dataset(
-        ray.data.from_items(rows, override_num_blocks=blocks),
-        base=base,
-        adapters=adapters,
-        spec=spec,
-        sampling=sampling,
-        max_model_len=max_model_len,
-        log_dir=log_dir,
-    )
+    blocks = -(-len(rows) // _batch_size(setup.spec))
+    answered = generate_dataset(ray.data.from_items(rows, override_num_blocks=blocks), setup, batch_rows=None)
     try:
         for row in answered.iter_rows():
             yield Completion(example_id=row["id"], **row["completion"])
     except RayError as error:
-        raise _engine_error(error, log_dir) from error
+        raise engine_error(error, setup.log_dir) from error
 
 
 def _batch_size(spec: EngineSpec) -> int:
     return spec.batch_size or 16
 
 
-def _engine_error(error: Exception, log_dir: Path | None) -> EngineError:
+def engine_error(error: Exception, log_dir: Path | None) -> EngineError:
     """The innermost cause, as one line, of what Ray reports as pages of traceback."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     named = re.findall(r"^\s*[A-Za-z_][\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)

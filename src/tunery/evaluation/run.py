@@ -9,12 +9,12 @@ from typing import Any
 
 from tunery.config import EvalSpec
 from tunery.data.template import Template
-from tunery.engine.vllm import Adapter, generate
+from tunery.engine.vllm import Adapter, Setup, generate
 from tunery.errors import ConfigError, DataError, EngineError
 from tunery.evaluation.details import Confidences, certainty, check_columns, confusions, slices, span_scores
 from tunery.evaluation.robustness import with_unseen_names
 from tunery.tasks import DEFINITIONS, Profile, Scores, Task
-from tunery.tasks.confidence import Token, row_confidence, slot_confidences, tokens_of
+from tunery.tasks.confidence import Token, placed, row_confidence, slot_confidences
 from tunery.tasks.score import score
 from tunery.types import Completion, Dataset, Example, Report
 
@@ -89,7 +89,7 @@ def evaluate(
                 "prompt_token_ids": prompt,
                 "model": model.adapter and model.adapter.name,
                 "max_tokens": limit,
-                "constrained": constrained,
+                "grammar": "task" if constrained else None,
             }
             for i, prompt in enumerate(prompts)
         )
@@ -98,18 +98,17 @@ def evaluate(
     sampling |= {"stop_token_ids": template.stop_ids}
     if spec.confidence:
         sampling["logprobs"] = 0
-    if grammar is not None:
-        sampling["structured_outputs"] = grammar
     completions: dict[str, Completion] = {}
     for path, asked in requests.items():
-        for completion in generate(
-            asked,
-            base=path,
-            adapters=[m.adapter for m in models.values() if m.adapter and m.path == path],
-            spec=spec.engine,
-            sampling=sampling,
-            log_dir=log_dir,
-        ):
+        setup = Setup(
+            path,
+            [m.adapter for m in models.values() if m.adapter and m.path == path],
+            spec.engine,
+            sampling,
+            {"task": grammar} if grammar else {},
+            log_dir,
+        )
+        for completion in generate(asked, setup):
             completions[completion.example_id] = completion
             on_progress(len(completions), total)
     if all(c.error for c in completions.values()):
@@ -311,29 +310,8 @@ def answered(completion: Completion | None, template: Template, pieces: dict[int
     text = completion.text
     tokens = None
     if completion.token_ids and completion.logprobs:
-        parts = _pieces(completion.token_ids, text, template, pieces)
-        lead = len(text) - len(text.lstrip())
-        tokens = [Token(max(0, t.start - lead), t.end - lead, t.logprob) for t in tokens_of(parts, completion.logprobs)]
+        tokens = placed(completion.token_ids, completion.logprobs, text, template.tokenizer, pieces)
     return Answered(text.strip(), completion.finish_reason, completion.error, tokens)
-
-
-def _pieces(ids: Sequence[int], text: str, template: Template, cache: dict[int, str]) -> list[str]:
-    """What each token adds to `text`; a token that ends the answer or a part of a character adds nothing."""
-    tokenizer = template.tokenizer
-    for token in ids:
-        if token not in cache:
-            cache[token] = tokenizer.decode([token], skip_special_tokens=True)
-    parts = [cache[token] for token in ids]
-    if "".join(parts) == text:
-        return parts
-    done, parts = "", []  # a character of several tokens, or a tokenizer whose tokens depend on their neighbours
-    for i in range(len(ids)):
-        now = tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=True)
-        if now.endswith("\ufffd"):
-            now = done
-        parts.append(now[len(done) :])
-        done = now
-    return parts
 
 
 def answer_budget(golds: Sequence[str], template: Template) -> int:

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.bases import Base, find_base, load_tokenizer
-from tunery.config import Project, TrainSpec, in_project, load_project, placed_train
-from tunery.errors import ConfigError, ModelError, RunError
+from tunery.config import BatchSpec, Project, TrainSpec, in_project, load_project, parse, placed_train
+from tunery.errors import ConfigError, ModelError, RunError, TuneryError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
 from tunery.types import Dataset, ModelVersion, Report, Run
 
 if TYPE_CHECKING:
-    from tunery.batching import BatchResult
+    from tunery.batching import Batch, BatchResult, Model
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
     from tunery.evaluation import Comparison
     from tunery.serving import Service
     from tunery.tasks import Profile
+    from tunery.tasks.confidence import Calibrator
 
 Observer = Callable[[Mapping[str, Any]], None]
 AnyProject = Project | TrainSpec | Mapping[str, Any] | str | Path | None
@@ -38,8 +39,6 @@ def as_project(project: AnyProject) -> Project:
     if isinstance(project, TrainSpec):
         return Project(train=project)
     if isinstance(project, Mapping):
-        from tunery.config import parse
-
         return parse(Project, project)
     return load_project(Path(project) if project is not None else None)
 
@@ -129,17 +128,23 @@ class Loaded:
     version: ModelVersion | None
 
 
-def load_model(project: Project, ref: str | None) -> Loaded:
+def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loaded:
     """Resolve `ref` (default: the project's latest version) and check that everything fits together.
+
+    `quick` takes the tokenizer that starts without transformers, where that is enough.
 
     Raises ModelError for another base, another way of writing prompts or a rank that lies; RunError for an unknown ref.
     """
-    from tunery.data.template import Template
+    from tunery.data.template import Template, quick_template
     from tunery.engine.vllm import Adapter
 
     version = registry.get(Path(project.home), ref or project.model)
     base = replace(find_base(str(version.adapter)), name=version.ref) if version.whole else _untuned(project, version)
-    template = Template(version.template, load_tokenizer(base, trust_remote_code=project.train.trust_remote_code))
+    trusted = project.train.trust_remote_code
+    if quick:
+        template = quick_template(base, version.template, trusted)
+    else:
+        template = Template(version.template, load_tokenizer(base, trust_remote_code=trusted))
     if template.digest != version.template_digest:
         raise ModelError(
             f"{version.ref} was trained with another prompt layout than this Tunery writes "
@@ -172,9 +177,9 @@ def _fault(loaded: Loaded) -> str | None:
     return unservable(registry.adapter_config(loaded.adapter.path)) if loaded.adapter else None
 
 
-def _for_engine(project: Project, ref: str | None) -> Loaded:
+def _for_engine(project: Project, ref: str | None, *, quick: bool = False) -> Loaded:
     """`load_model`, which raises ModelError also for an adapter that vLLM cannot apply."""
-    loaded = load_model(project, ref)
+    loaded = load_model(project, ref, quick=quick)
     if why := _fault(loaded):
         raise ModelError(
             f"{loaded.label} cannot be asked as an adapter: {why}",
@@ -371,30 +376,117 @@ def compare(a: str, b: str, *, project: AnyProject = None) -> Comparison:
 
 
 def batch(project: AnyProject = None, *, observer: Observer = silent) -> BatchResult:
-    """Answer every row of `batch.input` into `batch.output`."""
-    from tunery.batching import run_batch
-    from tunery.tasks import task_by_name
+    """Answer every row of `batch.input` into `batch.output`, each exactly once; goes on with what was begun there.
+
+    A batch that is done is left as it is. Failed rows are in the result's `errors`. Raises TuneryError; what was done
+    by then stays.
+    """
+    return _batch(as_project(project), observer, retry=False)
+
+
+def retry_batch(output: str, project: AnyProject = None, *, observer: Observer = silent) -> BatchResult:
+    """Ask the failed rows of a batch once more, with its own settings, and move those now answered into its output.
+
+    Raises RunError where no batch was begun, and what `batch` raises.
+    """
+    from tunery.batching.output import Output
 
     project = as_project(project)
-    loaded = _for_engine(project, project.batch.model)
-    assert loaded.version is not None
-    with runs.start(Path(project.home), "batch", project, parents=[loaded.version.run_id]) as run:
+    before = Output.at(output).manifest()
+    if before is None:
+        raise RunError(f"no batch was written to {output}", hint="name the OUTPUT that `tunery batch` was given")
+    spec = parse(BatchSpec, before["spec"])
+    spec.output, spec.engine.concurrency = output, project.batch.engine.concurrency
+    return _batch(project.model_copy(update={"batch": spec}), observer, retry=True)
+
+
+def _batch(project: Project, observer: Observer, *, retry: bool) -> BatchResult:
+    from tunery.batching import perform
+
+    home = Path(project.home)
+    observer({"event": "stage", "text": "reading the input"})
+    plan = plan_batch(project)
+    done = plan.finished()
+    if done and not (retry and done.failed):
+        observer({"event": "note", "text": f"{done.output} is done already: nothing was asked"})
+        return done
+    with runs.start(home, "batch", project) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
+
+        def heard(event: Mapping[str, Any]) -> None:
+            run.log(event)
+            observer(event)
+
         with _ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
-            result = run_batch(
-                project.batch,
-                base=loaded.base,
-                adapter=loaded.adapter,
-                template=loaded.template,
-                task=task_by_name(loaded.version.task),
-                system=loaded.version.system,
-                instruction=project.batch.instruction or loaded.version.instruction,
-                log_dir=run.logs,
-                on_progress=lambda done, total: observer({"event": "progress", "done": done, "total": total}),
-            )
+            plan = replace(plan, setup=replace(plan.setup, log_dir=run.logs))
+            result = perform(plan, heard, retry=retry)
         run.result(**asdict(result))
     return result
+
+
+def plan_batch(project: Project) -> Batch:
+    """The batch that `project` describes, checked. Nothing is started or written."""
+    from tunery.batching import prepare
+
+    spec = project.batch
+    names = [spec.model or project.model]
+    if spec.model_column:
+        names += spec.models or [v.ref for v in registry.list_versions(Path(project.home))]
+    loaded = [_for_batch(project, name) for name in names]
+    same = [m for m in loaded if m.base.digest == loaded[0].base.digest and not _fault(m)]
+    if spec.models and (others := [m.label for m in loaded if m not in same]):
+        raise ModelError(f"not of the same base as {loaded[0].label}: {', '.join(others)}")
+    models = {m.label: _model(project, m) for m in same}
+    latest = {m.version.name: m.label for m in same if m.version}
+    by_name = {**models, **{name: models[label] for name, label in latest.items()}}
+    adapters = [m.adapter for m in {m.label: m for m in same}.values() if m.adapter]
+    return prepare(spec, models=by_name, default=loaded[0].label, adapters=adapters, log_dir=None)
+
+
+def _for_batch(project: Project, name: str) -> Loaded:
+    """A version, or the untuned base by the name "base"; with the tokenizer that workers use."""
+    from tunery.data.template import quick_template
+
+    if name != "base":
+        return _for_engine(project, name, quick=True)
+    base = find_base(placed_train(project).model_name_or_path, allow_pickle=project.train.allow_pickle)
+    return Loaded("base", base, None, quick_template(base, project.train.template or "auto"), None)
+
+
+def _model(project: Project, loaded: Loaded) -> Model:
+    from tunery.batching import Model
+
+    version = loaded.version
+    if version is None:
+        return Model(loaded.label, loaded.base, loaded.template.name, "text", instruction=project.batch.instruction)
+    return Model(
+        label=loaded.label,
+        base=loaded.base,
+        template=loaded.template.name,
+        task=version.task,
+        adapter=loaded.adapter and loaded.adapter.name,
+        system=version.system,
+        instruction=project.batch.instruction or version.instruction,
+        profile=registry.profile_of(version),
+        calibration=_calibration(project, version),
+    )
+
+
+def _calibration(project: Project, version: ModelVersion) -> tuple[Calibrator | None, Calibrator | None]:
+    """What the last evaluation of `version` has learnt of its confidences, of answers and of single values."""
+    from tunery.tasks.confidence import Calibrator
+
+    for run in runs.list_runs(Path(project.home)):
+        if run.kind == "eval" and run.state == "succeeded" and run.result.get("model") == version.ref:
+            try:
+                found = read_json(run.path / "report.json")["details"][version.ref]["confidence"]
+                row, slot = (found[k]["calibrator"] for k in ("row", "slot"))
+            except (TuneryError, KeyError, TypeError):
+                continue
+            if row or slot:
+                return row and Calibrator.from_dict(row), slot and Calibrator.from_dict(slot)
+    return None, None
 
 
 @contextmanager

@@ -36,6 +36,36 @@ def tokens_of(pieces: Sequence[str], logprobs: Sequence[float]) -> list[Token]:
     return tokens
 
 
+def placed(
+    ids: Sequence[int], logprobs: Sequence[float], text: str, tokenizer: Any, cache: dict[int, str]
+) -> list[Token]:
+    """The tokens of an answer where they stand in `text.strip()`; `cache` keeps tokens' texts from answer to answer.
+
+    A token that ends the answer, or is a part of a character, has no characters of its own.
+    """
+    lead = len(text) - len(text.lstrip())
+    tokens = tokens_of(_pieces(ids, text, tokenizer, cache), logprobs)
+    return [Token(max(0, t.start - lead), t.end - lead, t.logprob) for t in tokens]
+
+
+def _pieces(ids: Sequence[int], text: str, tokenizer: Any, cache: dict[int, str]) -> list[str]:
+    """What each token adds to `text`."""
+    for token in ids:
+        if token not in cache:
+            cache[token] = tokenizer.decode([token], skip_special_tokens=True)
+    parts = [cache[token] for token in ids]
+    if "".join(parts) == text:
+        return parts
+    done, parts = "", []  # a character of several tokens, or a tokenizer whose tokens depend on their neighbours
+    for i in range(len(ids)):
+        now = tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=True)
+        if now.endswith("\ufffd"):
+            now = done
+        parts.append(now[len(done) :])
+        done = now
+    return parts
+
+
 def row_confidence(tokens: Sequence[Token]) -> float | None:
     """The probability of the whole answer, its end included: the product over its tokens."""
     return _probability([t.logprob for t in tokens])
