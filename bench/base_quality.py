@@ -143,7 +143,7 @@ def load_for_answers(spec: TrainSpec, path: Path, adapter: Path | None) -> torch
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return model.to(DEVICE).eval()
+    return model.eval().to(torch.device(DEVICE))  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

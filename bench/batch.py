@@ -45,7 +45,7 @@ def batch(args: Any, **settings: Any) -> Any:
     """Our batch over the rows."""
     from tunery.bases import find_base
     from tunery.batching import Model, prepare
-    from tunery.config import BUNDLED_BASE, BatchSpec
+    from tunery.config import BUNDLED_BASE, BatchSpec, EngineSpec, Sampling
     from tunery.engine.vllm import Adapter
     from tunery.tasks import learn, task_by_name
 
@@ -54,14 +54,15 @@ def batch(args: Any, **settings: Any) -> Any:
     profile = learn(task_by_name("function"), [(r["input"], r["output"]) for r in lines]) if lines else None
     name = "tuned" if args.adapter else "base"
     model = Model(name, base, "chatml", "function", name if args.adapter else None, profile=profile)
-    engine = {"engine_kwargs": {"max_model_len": 1024}}
+    engine_kwargs: dict[str, Any] = {"max_model_len": 1024}
     if args.ngram:
-        engine["engine_kwargs"]["speculative_config"] = {
+        engine_kwargs["speculative_config"] = {
             "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2,
         }  # fmt: skip
     spec = BatchSpec(
         input=args.rows_file, output=str(Path(args.folder) / "answers.jsonl"), column="input", id_column="id",
-        free=args.free, confidence=args.confidence, engine=engine, sampling={"max_tokens": TOKENS},
+        free=args.free, confidence=args.confidence, engine=EngineSpec(engine_kwargs=engine_kwargs),
+        sampling=Sampling(max_tokens=TOKENS),
         answer_prefix="our_", **settings,
     )  # fmt: skip
     adapters = [Adapter(name, make_adapter(base.path, Path(args.folder) / "adapter", args.adapter), args.adapter)]
@@ -114,7 +115,7 @@ def part_raw(args: Any) -> dict[str, Any]:
             {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "OMP_WAIT_POLICY": "passive"}
         )
     os.environ.update({"VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
-    prompts = [{"prompt_token_ids": ids} for ids in prompts_of(planned)]
+    prompts: Any = [{"prompt_token_ids": ids} for ids in prompts_of(planned)]
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 

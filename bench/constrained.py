@@ -1,6 +1,6 @@
 """Constrained against free decoding: one version, one set of rows, quality and speed.
 
-    python bench/constrained.py [--project tunery.yaml] [--model NAME] [--dataset NAME] [--rounds 3] [--repeat 2]
+    python bench/constrained.py [--project tunery.yaml] [--model NAME] [--dataset NAME] [--rounds 2] [--repeat 1]
 
 Each round answers the rows freely and under the task's grammar, each in an engine of its own, in turn. The speed is
 taken between the first and the last tenth of the answers, so that start and end do not count. Prints a Markdown table.
@@ -18,7 +18,7 @@ from typing import Any
 from tunery.config import Project, in_project, load_project
 from tunery.data import load
 from tunery.engine.cluster import connect, quiet
-from tunery.engine.vllm import generate
+from tunery.engine.vllm import Setup, generate
 from tunery.evaluation.run import answer_budget
 from tunery.ops import registry
 from tunery.ops.verbs import Loaded, load_model
@@ -31,17 +31,17 @@ def answer(
     project: Project, loaded: Loaded, grammar: Any, prompts: list[list[int]], limit: int
 ) -> tuple[list[str], float]:
     """The answers in order, and output tokens/s."""
-    requests = [
-        {"id": str(i), "prompt_token_ids": ids, "model": loaded.adapter and loaded.adapter.name, "max_tokens": limit}
-        for i, ids in enumerate(prompts)
-    ]
-    sampling: dict[str, Any] = {"temperature": 0.0, "stop_token_ids": loaded.template.stop_ids}
-    if grammar:
-        sampling["structured_outputs"] = grammar
-    texts, times, tokens = [""] * len(prompts), [], []
     adapters = [loaded.adapter] if loaded.adapter else []
-    spec = project.eval.engine
-    for done in generate(requests, base=loaded.base.path, adapters=adapters, spec=spec, sampling=sampling):
+    sampling = {"temperature": 0.0, "stop_token_ids": loaded.template.stop_ids}
+    setup = Setup(loaded.base.path, adapters, project.eval.engine, sampling, {"task": grammar} if grammar else {})
+    asked = {
+        "model": loaded.adapter and loaded.adapter.name,
+        "max_tokens": limit,
+        "grammar": "task" if grammar else None,
+    }
+    requests = [{"id": str(i), "prompt_token_ids": ids, **asked} for i, ids in enumerate(prompts)]
+    texts, times, tokens = [""] * len(prompts), [], []
+    for done in generate(requests, setup):
         texts[int(done.example_id)] = done.text.strip()
         times.append(time.perf_counter())
         tokens.append(done.completion_tokens)
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--project", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--dataset")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=2, help="how often the rows are asked in a round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=1, help="how often the rows are asked in a round")
     args = parser.parse_args()
     project = load_project(args.project)
     loaded = load_model(project, args.model)

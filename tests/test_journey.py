@@ -189,8 +189,8 @@ def listening(heard: Path):
             super().__init__(*args, **options)
             asked = self._engine.generate
 
-            async def generate(*args):
-                output = await asked(*args)
+            async def generate(prompt, params, lora=None):
+                output = await asked(prompt, params, lora)
                 with heard.open("a") as file:
                     file.write(json.dumps(output.prompt_token_ids) + "\n")
                 return output
