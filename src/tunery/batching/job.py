@@ -167,9 +167,7 @@ def perform(batch: Batch, on_event: OnEvent, *, retry: bool = False, answer: Ans
         missing = len(batch.source.chunks) - len(progress.done)
         if missing:
             raise RunError(f"{missing} chunks were not done", hint="run the same command to go on")
-        summary = progress.summary(ended)
-        batch.output.finish(progress.done, summary)
-        summary["seconds"]["write"] = round(time.time() - (ended or progress.began), 2)
+        summary = batch.output.finish(progress.done, lambda: progress.summary(ended))
     return _result(batch.output, summary)
 
 
