@@ -195,7 +195,7 @@ def listening(heard: Path):
                     file.write(json.dumps(output.prompt_token_ids) + "\n")
                 return output
 
-            self._engine.generate = generate
+            self._engine.generate = generate  # type: ignore[method-assign]
 
     return Listening
 

@@ -167,7 +167,9 @@ def perform(batch: Batch, on_event: OnEvent, *, retry: bool = False, answer: Ans
         missing = len(batch.source.chunks) - len(progress.done)
         if missing:
             raise RunError(f"{missing} chunks were not done", hint="run the same command to go on")
-        summary = batch.output.finish(progress.done, lambda: progress.summary(ended))
+        batch.output.assemble(progress.done)
+        summary = progress.summary(ended)
+        batch.output.succeed(progress.done, summary)
     return _result(batch.output, summary)
 
 

@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ class Output:
         return storage.read_json(path) if storage.exists(path) else None
 
     def success(self) -> dict[str, Any] | None:
-        """What `finish` left; None for a batch that is not done."""
+        """What `succeed` left; None for a batch that is not done."""
         path = storage.join(self.folder, "_SUCCESS")
         return storage.read_json(path) if storage.exists(path) else None
 
@@ -159,15 +159,10 @@ class Output:
         path = self.error_part(number)
         return [json.loads(x) for x in storage.read_bytes(path).splitlines()] if storage.exists(path) else []
 
-    def finish(
-        self, done: Mapping[int, Mapping[str, Any]], summarise: Callable[[], Mapping[str, Any]]
-    ) -> Mapping[str, Any]:
-        """Put the parts together where the output is one file, check that nothing is missing, and say so.
+    def assemble(self, done: Mapping[int, Mapping[str, Any]]) -> None:
+        """Check that nothing is missing, and put the parts together where the output is one file.
 
-        Returns the summary, which is made when all is written and kept beside the parts.
-
-        A file's parts go once no failed row is left that `retry` would need them for. Raises StorageError when a part
-        is not what its chunk left there; that chunk is then done again by the next run.
+        Raises StorageError when a part is not what its chunk left there; that chunk is then done again by the next run.
         """
         self._check(done)
         if self.is_file:
@@ -177,12 +172,13 @@ class Output:
                 _assemble(self.errors, "jsonl", iter(failed))
             elif storage.exists(self.errors):
                 storage.remove(self.errors)
-        summary = summarise()
+
+    def succeed(self, done: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+        """Say that the batch is done. A file's parts go, unless `retry` needs them for rows that have failed."""
         storage.write_json_atomic(storage.join(self.folder, "_SUCCESS"), summary)
         if self.is_file and not any(row["failed"] for row in done.values()):
             for k in done:
                 storage.remove(self.part(k))
-        return summary
 
     def _check(self, done: Mapping[int, Mapping[str, Any]]) -> None:
         there = _sizes(self.folder)

@@ -1,6 +1,6 @@
 """vLLM's engine core as a thread of the calling process.
 
-`AsyncLLM`, on which batches and the service both stand, always spawns a process for its engine core, and on
+`AsyncLLM`, on which the service stands (batches: `stepping`), always spawns a process for its engine core, and on
 CPU a second one for the model. Each imports vLLM anew, which for a small model costs several times what loading
 it does. Where one device serves one engine those processes buy nothing, so here the very same core loop
 (`EngineCoreProc`) runs in a thread; requests and outputs pass as Python objects instead of through sockets.
