@@ -189,7 +189,10 @@ def test_openais_batch_files(ray_session, models, spec, tmp_path):
 # -- exactly once --
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".csv", ""])
+@pytest.mark.parametrize(
+    "ending",
+    [".jsonl", ".parquet", pytest.param(".csv", marks=pytest.mark.long), pytest.param("", marks=pytest.mark.long)],
+)
 def test_failed_rows_are_asked_again_alone_and_find_their_place(ray_session, models, spec, tmp_path, ending):
     source = write_jsonl(tmp_path / "rows.jsonl", rows_of(21))
     settings = spec(source, tmp_path / f"answers{ending}", id_column="id")

@@ -77,6 +77,7 @@ def test_a_killed_engine_is_replaced_each_time(straight, batch, tmp_path):
     assert Path(result.output).read_bytes() == straight
 
 
+@pytest.mark.long
 def test_killed_workers_are_replaced(straight, batch, tmp_path):
     """Those that read and write, in the middle of it."""
     killed: list[int] = []
@@ -99,6 +100,7 @@ def test_killed_workers_are_replaced(straight, batch, tmp_path):
     assert Path(result.output).read_bytes() == straight
 
 
+@pytest.mark.long
 def test_a_row_that_kills_the_engine_is_one_failed_row(straight, batch, tmp_path, monkeypatch):
     poisoned = batch(tmp_path / "answers.jsonl")
     prompt = poisoned.shape.ask([{"id": 70, "text": "bike number 70"}])[0].prompt

@@ -62,7 +62,8 @@ def test_one_spec_resolves_to_one_config(tiny_base):
 # -- cluster --
 
 
-def test_an_address_that_does_not_answer():
+def test_an_address_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests leave one running
     with pytest.raises(ResourceError, match="connection refused"), connect("127.0.0.1:1"):
         pass
     with pytest.raises(ResourceError, match="no address of a Ray cluster"), connect("cluster"):
