@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,16 +64,25 @@ def test_one_spec_resolves_to_one_config(tiny_base):
 # -- cluster --
 
 
-def test_an_address_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests leave one running
-    with pytest.raises(ResourceError, match="connection refused"), connect("127.0.0.1:1"):
-        pass
-    with pytest.raises(ResourceError, match="no address of a Ray cluster"), connect("cluster"):
-        pass
+def test_an_address_that_does_not_answer():
+    """In a process of its own: one that has a Ray running uses that."""
+    script = """
+import sys
+from tunery.engine.cluster import connect
+from tunery.errors import ResourceError
+for address in sys.argv[1:]:
+    try:
+        connect(address).__enter__()
+    except ResourceError as error:
+        print(error)
+"""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        address = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(ResourceError, match="something else is listening"), connect(address):
-            pass
+        addresses = ["127.0.0.1:1", "cluster", f"127.0.0.1:{other.getsockname()[1]}"]
+        done = subprocess.run([sys.executable, "-c", script, *addresses], capture_output=True, text=True, check=True)
+    refused, none, taken = done.stdout.splitlines()
+    assert "connection refused" in refused
+    assert "no address of a Ray cluster" in none
+    assert "something else is listening" in taken
 
 
 def test_missing_resources_are_named(ray_session):
