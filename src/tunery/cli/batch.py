@@ -103,7 +103,11 @@ def _show(screen: Any, result: Any) -> None:
         f"[dim]start {spent['start']:.0f} s, compute {spent['compute']:.0f} s, write {spent['write']:.0f} s; "
         f"{summary['rows_per_second']:.1f} rows/s"
         + "".join(f"; {k.replace('_', ' ')} {v:.3f}" for k, v in summary["quality"].items() if v is not None)
-        + "".join(f"; {k.replace('_', ' ')} {v:.3f}" for k, v in summary.get("gold", {}).items() if v is not None)
+        + "".join(
+            f"; {k.replace('_', ' ')} {v if k == 'n' else format(v, '.3f')}"
+            for k, v in summary.get("gold", {}).items()
+            if v is not None
+        )
         + (f"; {summary['cost_per_1000_rows']:.4f} a thousand rows" if summary.get("cost_per_1000_rows") else "")
         + "[/]"
     )
