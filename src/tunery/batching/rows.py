@@ -156,6 +156,10 @@ class Table:
     @property
     def names(self) -> frozenset[str]:
         """The columns that answers add."""
+        return self._names  # asked for every row
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
         return frozenset(self.schema({}).names)
 
     def id_of(self, row: Mapping[str, Any]) -> str:

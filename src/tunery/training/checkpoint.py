@@ -36,8 +36,8 @@ def write_checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, sc
     folder = scratch / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
     # By all workers, since each has a share of a sharded model.
-    state = {"step": step, **tuned_state(model), "optimizer": optimizer_state(optimizer)}
     weights = weights_to_save(model)
+    state = {"step": step, **tuned_state(model, weights), "optimizer": optimizer_state(optimizer)}
     if rank == 0:
         save_tuned(model, folder, weights)
         torch.save(state, folder / STATE_FILE)

@@ -13,13 +13,13 @@ from torch import Tensor
 from tunery.training.sharding import collected, is_sharded, like
 
 
-def tuned_state(model: Any) -> dict[str, dict[str, Tensor]]:
+def tuned_state(model: Any, weights: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
     """What `load_tuned` needs to go on exactly from here: every tuned parameter in fp32.
 
-    Of a sharded model the same, but on rank 0 alone; all workers have to call it.
+    Of a sharded model they are taken from `weights`, which are those of `weights_to_save`.
     """
-    tuned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    state = {"tuned": collected(tuned) if is_sharded(model) else tuned}
+    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    state = {"tuned": {name: weights[name] if weights else p.detach() for name, p in tuned.items()}}
     return state | ({"pissa": model.pissa_start} if hasattr(model, "pissa_start") else {})
 
 
