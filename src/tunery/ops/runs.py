@@ -205,7 +205,7 @@ def _alive(status: Mapping[str, Any]) -> bool:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _packages() -> dict[str, str]:
