@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tunery import versions
 from tunery.config import Project, in_project, load_project
 from tunery.data import load
 from tunery.engine.cluster import connect, quiet
 from tunery.engine.vllm import Setup, generate
 from tunery.evaluation.run import answer_budget
-from tunery.ops import registry
 from tunery.ops.verbs import Loaded, load_model
 from tunery.tasks import score_rows, task_by_name
 
@@ -62,7 +62,7 @@ def main() -> None:
     loaded = load_model(project, args.model)
     version = loaded.version
     assert version is not None
-    profile, task = registry.profile_of(version), task_by_name(version.task)
+    profile, task = versions.profile_of(version), task_by_name(version.task)
     grammar = task.grammar(profile) if profile else None
     if grammar is None:
         raise SystemExit(f"{version.ref} has no grammar")

@@ -11,6 +11,7 @@ import pytest
 from conftest import make_adapter
 
 import tunery
+from tunery import versions
 from tunery.bases import find_base, load_tokenizer
 from tunery.config import BUNDLED_BASE, Project
 from tunery.data.template import Template
@@ -93,7 +94,7 @@ def test_the_merged_folder_is_a_base_of_its_own(shop, merged):
     model: Any = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     told = model.generate(torch.tensor([prompt]), generation_config=config, max_new_tokens=64)[0, len(prompt) :]
     base = AutoModelForCausalLM.from_pretrained(find_base(BUNDLED_BASE).path, dtype=torch.float32)
-    version = registry.get(Path(shop.home), "shop")
+    version = versions.get(Path(shop.home), "shop")
     (before,) = answers(PeftModel.from_pretrained(base, str(version.adapter)), [prompt], [2])
     assert told.tolist() == before
     assert before[-1] == tokenizer.eos_token_id
@@ -173,7 +174,7 @@ def test_llama_cpp_says_the_same(shop, tmp_path):
     server = llama.Server(params)
     base = find_base(BUNDLED_BASE)
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, str(registry.get(Path(shop.home), "shop").adapter))
+    model = PeftModel.from_pretrained(model, str(versions.get(Path(shop.home), "shop").adapter))
     template = Template("chatml", load_tokenizer(base))
     for example in load("bikeshop-test", DATA, max_samples=8).examples:
         messages = [{"role": m.role, "content": m.content} for m in example.messages]

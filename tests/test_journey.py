@@ -13,10 +13,11 @@ import torch
 from conftest import make_adapter, write_rows
 
 import tunery
+from tunery import versions
 from tunery.engine.cluster import free_port
 from tunery.engine.rows import EngineRows
 from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, StorageError, TrainError
-from tunery.ops import registry, runs, verbs
+from tunery.ops import runs, verbs
 from tunery.ops.scaffold import init
 from tunery.training import prepare
 
@@ -69,7 +70,7 @@ def test_training_leaves_llama_factorys_files_and_a_version(project, trained):
     assert parity["holds"]
     assert parity["gradient_error"] <= max(parity["tolerance"], 2 * parity["noise"])
     assert (output / "training_loss.png").read_bytes().startswith(b"\x89PNG")
-    version = registry.get(Path(project.home), "shop")
+    version = versions.get(Path(project.home), "shop")
     assert (version.ref, version.rank, version.run_id) == ("shop@1", 8, run.id)
     assert version.instruction == "Name the colour as colour(name[...])."
     assert {e["event"] for e in events} >= {"plan", "run", "train"}
@@ -228,7 +229,7 @@ def test_eval_batch_and_serve_give_vllm_the_prompts_of_training(project, trained
 
 
 def test_other_prompts_than_those_of_training_are_refused_by_eval_batch_and_serve(project, trained, tmp_path):
-    file = registry.get(Path(project.home), "shop@1").adapter / "prompts.json"
+    file = versions.get(Path(project.home), "shop@1").adapter / "prompts.json"
     honest = file.read_text()
     samples = json.loads(honest)
     samples[-1]["prompt_token_ids"][-3] += 1
@@ -280,7 +281,7 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(project, 
     (run,) = runs.list_runs(home)
     assert run.state == "interrupted"
     assert (run.path / "output" / "checkpoint-4").is_dir()
-    assert registry.list_versions(home) == []
+    assert versions.list_versions(home) == []
     time.sleep(1)
 
     changed = spec.model_copy(deep=True)
@@ -352,7 +353,7 @@ def test_overlong_rows_can_be_dropped_or_cut_and_it_is_said(project):
 
 def test_a_version_of_another_base_or_rank_is_refused(project, trained, tiny_base, tmp_path):
     home = Path(project.home)
-    version = registry.get(home, "shop@1")
+    version = versions.get(home, "shop@1")
     file = version.adapter / "version.json"
     honest = file.read_text()
     try:
@@ -371,9 +372,9 @@ def test_a_version_of_another_base_or_rank_is_refused(project, trained, tiny_bas
     with pytest.raises(ModelError, match="max_lora_rank"):
         tunery.evaluate(spec)
     make_adapter(tiny_base, tmp_path / "loose")
-    assert registry.adapter_config(tmp_path / "loose")["r"] == 8
+    assert versions.adapter_config(tmp_path / "loose")["r"] == 8
     with pytest.raises(ModelError, match="not a PEFT adapter"):
-        registry.adapter_config(tmp_path)
+        versions.adapter_config(tmp_path)
 
 
 def test_init_writes_a_project_that_loads(tmp_path):

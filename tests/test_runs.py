@@ -9,9 +9,10 @@ import time
 
 import pytest
 
+from tunery import versions
 from tunery.config import Project
 from tunery.errors import DataError, RunError
-from tunery.ops import registry, runs
+from tunery.ops import runs
 
 
 def test_a_run_records_how_it_ended(tmp_path):
@@ -79,9 +80,9 @@ def test_unknown_and_ambiguous_ids_say_so(tmp_path):
 
 def test_the_registry_names_what_there_is(tmp_path):
     with pytest.raises(RunError, match='no model "shop"'):
-        registry.get(tmp_path, "shop")
+        versions.get(tmp_path, "shop")
     # A folder without version.json is half a version: it is neither listed nor served.
     (tmp_path / "models" / "shop" / "1").mkdir(parents=True)
-    assert registry.list_versions(tmp_path) == []
+    assert versions.list_versions(tmp_path) == []
     with pytest.raises(RunError, match='no model "shop"'):
-        registry.get(tmp_path, "shop")
+        versions.get(tmp_path, "shop")

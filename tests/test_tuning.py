@@ -14,6 +14,7 @@ from test_packing import SMALL, rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tunery
+from tunery import versions
 from tunery.config import TrainSpec, parse, resolve_train
 from tunery.data.template import Row
 from tunery.engine.cluster import free_port
@@ -132,7 +133,7 @@ def test_pissa_is_written_with_twice_the_rank_and_the_same_scale(base, tmp_path)
         folder = tmp_path / str(rslora)
         folder.mkdir()
         save_tuned(model, folder)
-        config = registry.adapter_config(folder)
+        config = versions.adapter_config(folder)
         assert config["r"] == 8
         root = math.sqrt if rslora else float
         assert config["lora_alpha"] / root(8) == pytest.approx(8 / root(4))
@@ -301,7 +302,7 @@ def shop(tmp_path_factory, tiny_base) -> verbs.Project:
 def test_a_model_tuned_in_full_is_a_version_that_is_evaluated_beside_its_base_asked_and_served(shop, tmp_path):
     shop.train.finetuning_type = "full"
     run = tunery.train(shop)
-    version = registry.get(Path(shop.home), "shop")
+    version = versions.get(Path(shop.home), "shop")
     assert (version.rank, version.whole, version.base) == (0, True, shop.train.model_name_or_path)
     assert {p.name for p in version.adapter.iterdir()} >= {"config.json", "tokenizer.json", "model.safetensors"}
     assert not list(version.adapter.glob("adapter*"))

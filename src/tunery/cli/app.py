@@ -240,7 +240,7 @@ def serve(
     screen = _screen(as_json)
     spec = _project(file, sets, "serve")
     if dry_run:
-        from tunery.ops.registry import list_versions
+        from tunery.versions import list_versions
 
         refs = [v.ref for v in list_versions(Path(spec.home))] if spec.serve.models == "all" else spec.serve.models
         facts = {"url": f"http://{spec.serve.host}:{spec.serve.port}/v1", "models": refs}
@@ -270,7 +270,7 @@ def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
 
     Example: [bold]tunery models list --json[/]
     """
-    from tunery.ops.registry import list_versions
+    from tunery.versions import list_versions
 
     screen = _screen(as_json)
     versions = list_versions(Path(_project(project, None, None).home))
@@ -295,7 +295,7 @@ def models_show(
 
     Example: [bold]tunery models show bikeshop@2[/]
     """
-    from tunery.ops.registry import get
+    from tunery.versions import get
 
     screen = _screen(as_json)
     version = dataclasses.asdict(get(Path(_project(project, None, None).home), ref))

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunery import versions
 from tunery.config import PROJECT_FILE, Project, apply_sets, load_project, parse, read_yaml, resolve_train
 from tunery.data import check, load
 from tunery.errors import DataError, EngineError, RunError
-from tunery.ops import registry, runs, verbs
+from tunery.ops import runs, verbs
 from tunery.ops.scaffold import init
 from tunery.ops.verbs import Observer, silent
 from tunery.storage import read_json
@@ -57,7 +58,7 @@ def quickstart(
         except RunError:  # the unfinished run had other settings
             run = verbs.train(project, observer=observer)
         observer({"event": "trained", **run.result, "path": str(run.path)})
-        version = registry.get(home, run.result["version"])
+        version = versions.get(home, run.result["version"])
 
     step(3)
     report = _report(home, version, project)
@@ -128,7 +129,7 @@ def _trained(project: Project) -> ModelVersion | None:
     """The latest version, if it was trained with exactly these settings on exactly this data."""
     home = Path(project.home)
     try:
-        version = registry.get(home, project.model)
+        version = versions.get(home, project.model)
         run = runs.get(home, version.run_id)
     except RunError:
         return None

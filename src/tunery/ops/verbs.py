@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunery import versions
 from tunery.bases import Base, find_base, load_tokenizer
 from tunery.config import BatchSpec, Project, TrainSpec, in_project, load_project, parse, placed_train
 from tunery.errors import ConfigError, ModelError, RunError, TuneryError
@@ -138,7 +139,7 @@ def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loa
     from tunery.data.template import Template, quick_template
     from tunery.engine.vllm import Adapter
 
-    version = registry.get(Path(project.home), ref or project.model)
+    version = versions.get(Path(project.home), ref or project.model)
     base = replace(find_base(str(version.adapter)), name=version.ref) if version.whole else _untuned(project, version)
     trusted = project.train.trust_remote_code
     if quick:
@@ -151,10 +152,10 @@ def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loa
             f"(digest {version.template_digest}, here {template.digest})",
             hint="its prompts would differ from its training rows; train it again",
         )
-    registry.check_template(version, template)
+    versions.check_template(version, template)
     if version.whole:
         return Loaded(version.ref, base, None, template, version)
-    rank = registry.adapter_config(version.adapter).get("r")
+    rank = versions.adapter_config(version.adapter).get("r")
     if rank != version.rank:
         raise ModelError(f"{version.ref}: the adapter has rank {rank}, the registry says {version.rank}")
     adapter = Adapter(name=version.ref, path=version.adapter, rank=version.rank)
@@ -166,7 +167,7 @@ def _untuned(project: Project, version: ModelVersion) -> Base:
     near = in_project(project, version.base)
     named = near if not Path(version.base).is_dir() and Path(near).is_dir() else version.base
     base = find_base(named, allow_pickle=project.train.allow_pickle)
-    registry.check_base(version, base)
+    versions.check_base(version, base)
     return base
 
 
@@ -174,7 +175,7 @@ def _fault(loaded: Loaded) -> str | None:
     """Why vLLM cannot answer with `loaded`; None when it can."""
     from tunery.engine.vllm import unservable
 
-    return unservable(registry.adapter_config(loaded.adapter.path)) if loaded.adapter else None
+    return unservable(versions.adapter_config(loaded.adapter.path)) if loaded.adapter else None
 
 
 def _for_engine(project: Project, ref: str | None, *, quick: bool = False) -> Loaded:
@@ -207,7 +208,7 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     task = task_by_name(spec.task or version.task)
     data, calibration = _rows_of(project, version, observer)
     baseline = _baseline(project, data) if any(c.baseline for c in conditions) else None
-    profile = registry.profile_of(version)
+    profile = versions.profile_of(version)
     if profile and profile.task != task.name:
         profile = None
     models = {}
@@ -340,7 +341,7 @@ def find_report(project: AnyProject, wanted: str) -> tuple[Mapping[str, Any], st
         evals = [r for r in runs.list_runs(home) if r.kind == "eval" and r.state == "succeeded"]
         named = [r for r in evals if where in (r.id, r.result.get("model"))]
         if not named and not where.startswith("eval-"):
-            ref = registry.get(home, where).ref
+            ref = versions.get(home, where).ref
             named = [r for r in evals if r.result.get("model") == ref]
         if not named:
             raise RunError(f'no evaluation of "{where}"', hint="`tunery eval` makes one; `tunery runs list` shows them")
@@ -366,7 +367,7 @@ def compare(a: str, b: str, *, project: AnyProject = None) -> Comparison:
     if one["task"] != two["task"]:
         raise ConfigError(f'{a} was scored as "{one["task"]}", {b} as "{two["task"]}"')
     try:
-        profile = registry.profile_of(registry.get(Path(project.home), two["record"]["model"]["ref"]))
+        profile = versions.profile_of(versions.get(Path(project.home), two["record"]["model"]["ref"]))
     except (RunError, KeyError, TypeError):  # a report from elsewhere: values are judged by the text alone
         profile = None
     if profile and profile.task != two["task"]:
@@ -432,7 +433,7 @@ def plan_batch(project: Project) -> Batch:
     spec = project.batch
     names = [spec.model or project.model]
     if spec.model_column:
-        names += spec.models or [v.ref for v in registry.list_versions(Path(project.home))]
+        names += spec.models or [v.ref for v in versions.list_versions(Path(project.home))]
     loaded = [_for_batch(project, name) for name in names]
     same = [m for m in loaded if m.base.digest == loaded[0].base.digest and not _fault(m)]
     if spec.models and (others := [m.label for m in loaded if m not in same]):
@@ -468,7 +469,7 @@ def _model(project: Project, loaded: Loaded) -> Model:
         adapter=loaded.adapter and loaded.adapter.name,
         system=version.system,
         instruction=project.batch.instruction or version.instruction,
-        profile=registry.profile_of(version),
+        profile=versions.profile_of(version),
         calibration=_calibration(project, version),
     )
 
@@ -502,9 +503,9 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
     spec = project.serve
     home = Path(project.home)
     if spec.models == "all":
-        refs = [v.ref for v in registry.list_versions(home)]
+        refs = [v.ref for v in versions.list_versions(home)]
     else:
-        refs = [registry.get(home, ref).ref for ref in spec.models]
+        refs = [versions.get(home, ref).ref for ref in spec.models]
     read = load_model if spec.models == "all" else _for_engine
     loaded = [read(project, ref) for ref in dict.fromkeys(refs)]
     if faults := {m.label: why for m in loaded if (why := _fault(m))}:  # some of all
@@ -530,7 +531,7 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
                 f'{model.label} is not served with "{wanted.name}": it is of another base, or a model of its own',
                 hint="name the versions of one base with --model; a whole model is served alone",
             )
-        registry.check_template(model.version, by_server)
+        versions.check_template(model.version, by_server)
     adapters = {m.label: m.adapter for m in loaded if m.adapter}
     latest = {m.version.name: m.label for m in loaded if m.version}
     with runs.start(home, "serve", project) as run:

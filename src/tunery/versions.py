@@ -1,0 +1,114 @@
+"""Model versions as they lie on disk, `models/<name>/<version>/`: listing, reading and checking them.
+
+Immutable and numbered. `ops.registry` writes them; evaluation, batches and services read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunery.bases import Base
+from tunery.config import nearest
+from tunery.data.template import Template, check_prompts
+from tunery.errors import ModelError, RunError, TuneryError
+from tunery.storage import read_json
+from tunery.tasks import Profile
+from tunery.types import ModelVersion
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def get(home: Path, ref: str) -> ModelVersion:
+    """A version by "name" (its latest), "name@latest" or "name@3". Raises RunError when there is none."""
+    name, _, wanted = ref.partition("@")
+    shelf = home / "models" / name
+    known_numbers = sorted(numbers(shelf))
+    if not known_numbers:
+        known = sorted({v.name for v in list_versions(home)})
+        near = nearest(name, known)
+        raise RunError(
+            f'no model "{name}" in {home / "models"}',
+            hint=f"did you mean {near}?" if near else "`tunery models list` shows them; `tunery train` makes one",
+        )
+    if wanted in ("", "latest"):
+        return _read(shelf / str(known_numbers[-1]))
+    if not wanted.isdigit() or int(wanted) not in known_numbers:
+        raise RunError(f'model "{name}" has no version "{wanted}"', hint=f"it has {', '.join(map(str, known_numbers))}")
+    return _read(shelf / wanted)
+
+
+def list_versions(home: Path) -> list[ModelVersion]:
+    """All complete versions, by name and number."""
+    shelves = sorted(p for p in (home / "models").iterdir() if p.is_dir()) if (home / "models").is_dir() else []
+    found = []
+    for shelf in shelves:
+        for number in sorted(numbers(shelf)):
+            try:
+                found.append(_read(shelf / str(number)))
+            except TuneryError:
+                continue
+    return found
+
+
+def profile_of(version: ModelVersion) -> Profile | None:
+    """What the training rows of `version` taught; None for one that was trained before it was kept."""
+    file = version.adapter / "profile.json"
+    if not file.exists():
+        return None
+    try:
+        return Profile.from_dict(read_json(file))
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise RunError(f"profile.json was written by another Tunery: {exc!r}", where=str(file.parent)) from None
+
+
+def check_base(version: ModelVersion, base: Base) -> None:
+    """Raises ModelError when `version` was not trained on this very base."""
+    if version.base_digest != base.digest:
+        raise ModelError(
+            f'{version.ref} was trained on another base than "{base.name}" '
+            f"(digest {version.base_digest}, here {base.digest})",
+            hint=f"use the base it was trained on: {version.base}",
+        )
+
+
+def check_template(version: ModelVersion, template: Template) -> None:
+    """Raises ModelError when `template` would not write the prompts that `version` was trained on.
+
+    A version from before these were kept passes.
+    """
+    file = version.adapter / "prompts.json"
+    if not file.exists():
+        return
+    try:
+        check_prompts(read_json(file), template, version.ref)
+    except (KeyError, TypeError) as exc:
+        raise RunError(f"prompts.json was written by another Tunery: {exc!r}", where=str(file.parent)) from None
+
+
+def adapter_config(folder: Path) -> Mapping[str, Any]:
+    """The adapter's PEFT configuration. Raises ModelError when the folder is not a usable LoRA adapter."""
+    for file in _ADAPTER_FILES:
+        if not (folder / file).exists():
+            raise ModelError(f'"{folder}" is not a PEFT adapter: it has no {file}')
+    try:
+        return json.loads((folder / "adapter_config.json").read_text())
+    except ValueError as exc:
+        raise ModelError(f"adapter_config.json is damaged: {exc}", where=str(folder)) from None
+
+
+def numbers(shelf: Path) -> list[int]:
+    """The numbers of the complete versions in a folder `models/<name>`."""
+    if not shelf.is_dir():
+        return []
+    return [int(p.name) for p in shelf.iterdir() if p.name.isdigit() and (p / "version.json").exists()]
+
+
+def _read(folder: Path) -> ModelVersion:
+    values = read_json(folder / "version.json")
+    try:
+        return ModelVersion(adapter=folder, **values)
+    except TypeError as exc:
+        raise RunError(f"version.json was written by another Tunery: {exc}", where=str(folder)) from None
