@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tunery.ops.datasets import check_data, export_data, sample_data, split_data
     from tunery.ops.exports import export
     from tunery.ops.quickstart import quickstart
-    from tunery.ops.verbs import batch, compare, evaluate, retry_batch, serve, train
+    from tunery.ops.services import serve
+    from tunery.ops.verbs import batch, compare, evaluate, retry_batch, train
 
 _HOMES = {
     "How": "tunery.data",
@@ -40,7 +41,7 @@ _HOMES = {
     "quickstart": "tunery.ops.quickstart",
     "retry_batch": "tunery.ops.verbs",
     "sample_data": "tunery.ops.datasets",
-    "serve": "tunery.ops.verbs",
+    "serve": "tunery.ops.services",
     "split_data": "tunery.ops.datasets",
     "train": "tunery.ops.verbs",
 }

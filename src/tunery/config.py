@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from rapidfuzz import process as fuzz
 
 from tunery.errors import ConfigError
@@ -289,15 +289,50 @@ class BatchSpec(Spec):
     engine: EngineSpec = Field(default_factory=EngineSpec)
 
 
-class ServeSpec(Spec):
-    """One base and any number of its adapters behind an OpenAI-compatible API."""
+class Autoscaling(Spec):
+    """Ray Serve's `autoscaling_config`, by its own names; replicas follow the requests that are being answered."""
 
-    models: list[str] | Literal["all"] = "all"
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=2, ge=1)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)  # None: half of what an engine runs at once
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        return self
+
+
+class ServedBase(Spec):
+    """One base in a service, with the versions that it may answer as. A name stands for all its versions."""
+
     base: str | None = None
+    models: list[str] | Literal["all"] = "all"
+    replicas: int = Field(default=1, ge=1)
+    autoscaling: Autoscaling | None = None  # instead of a fixed number of replicas
+    engine: EngineSpec = Field(default_factory=EngineSpec)
+
+
+class ServeSpec(ServedBase):
+    """A service: one base, or several by `bases`, with their versions behind an OpenAI-compatible API."""
+
+    bases: list[ServedBase] = Field(default_factory=list)  # instead of base, models, replicas and engine here
+    registry: str | None = None  # where versions are looked up: a folder or URL that holds "models"; None: the home
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    replicas: int = Field(default=1, ge=1)
-    engine: EngineSpec = Field(default_factory=EngineSpec)
+    preload: list[str] | Literal["latest", "none"] = "latest"  # adapters to load before the service is ready
+    cors: list[str] = Field(default_factory=list)  # origins of pages that may ask
+    max_body_bytes: int = Field(default=4 << 20, ge=1)
+    max_queued_requests: int | None = Field(default=None, ge=0)  # of an engine; None: eight times what it runs at once
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+
+    @property
+    def engines(self) -> list[ServedBase]:
+        """The bases to serve; at least one."""
+        return list(self.bases) or [self]
 
 
 class RaySpec(Spec):

@@ -130,6 +130,7 @@ class ModelVersion:
     system: str | None = None  # the system turn and the instruction that all its training rows shared
     instruction: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""  # of its weights; empty for versions from before it was kept
 
     @property
     def ref(self) -> str:

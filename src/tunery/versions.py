@@ -5,6 +5,7 @@ Immutable and numbered. `ops.registry` writes them; evaluation, batches and serv
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,12 @@ def check_template(version: ModelVersion, template: Template) -> None:
         check_prompts(read_json(file), template, version.ref)
     except (KeyError, TypeError) as exc:
         raise RunError(f"prompts.json was written by another Tunery: {exc!r}", where=str(file.parent)) from None
+
+
+def served_id(version: ModelVersion) -> str:
+    """What a service calls `version`: "name@digest", which stands for these weights for good."""
+    digest = version.digest or hashlib.sha256((version.adapter / "version.json").read_bytes()).hexdigest()[:12]
+    return f"{version.name}@{digest}"
 
 
 def adapter_config(folder: Path) -> Mapping[str, Any]:

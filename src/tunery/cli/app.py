@@ -235,7 +235,7 @@ def serve(
 
     Example: [bold]tunery serve --set port=8080 --set 'models=[bikeshop@2]'[/]
     """
-    from tunery.ops import verbs
+    from tunery.ops import services
 
     screen = _screen(as_json)
     spec = _project(file, sets, "serve")
@@ -247,7 +247,7 @@ def serve(
         screen.table(("what", "value"), list(facts.items()))
         screen.result(facts)
         return
-    with verbs.serve(spec, observer=screen) as service:
+    with services.serve(spec, observer=screen) as service:
         screen.stop()
         screen.result({"url": service.url, "models": service.models})
         screen.say(f"{service.url}  models: {', '.join(service.models)}")

@@ -1,4 +1,4 @@
-"""One engine replica under Ray Serve: `ray.serve.llm`'s server with adapters from local folders.
+"""One engine that answers OpenAI's API: vLLM's own application over `ray.serve.llm`'s engine, with adapters on demand.
 
 Importing this module is cheap; only the replica's own process imports `ray.serve.llm`, when it starts.
 """
@@ -6,10 +6,13 @@ Importing this module is cheap; only the replica's own process imports `ray.serv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tunery.errors import EngineError
+from tunery.errors import ModelError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 def __getattr__(name: str) -> Any:
@@ -31,13 +34,13 @@ def _local_model() -> type:
     return LocalModel
 
 
-class EngineReplica:
-    """A Serve deployment class around `LLMServer`; `config` is what `tunery.engine.vllm.llm_config` returned.
+class EngineServer:
+    """A running engine; `config` is what `tunery.engine.vllm.llm_config` returned.
 
-    Requests name the base by its model id and an adapter by its own name.
+    Requests name the base by its model id and an adapter by its own name, once it is loaded.
     """
 
-    async def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         from ray.serve.llm import LLMConfig
         from ray.serve.llm.deployment import LLMServer
 
@@ -47,39 +50,36 @@ class EngineReplica:
                 await self.engine.start()  # type: ignore[union-attr]
 
         self._server = Server.sync_init(LLMConfig(**config))
-        await self._server.start()
-        self._models: Any = self._server.engine._oai_models  # type: ignore[union-attr]
         self._loading = asyncio.Lock()
 
-    async def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Bring the loaded adapters in line with `config["adapters"]` (name to folder).
+    async def start(self) -> ASGIApp:
+        """Load the model. vLLM's application, which answers from then on."""
+        await self._server.start()
+        engine: Any = self._server.engine
+        self._models: Any = engine._oai_models
+        return await engine.build_asgi_app()
 
-        Serve calls it on every replica, new or running. Raises EngineError for an adapter that does not load,
-        which makes Serve stop the rollout.
+    def has(self, name: str) -> bool:
+        """Whether `name` is a model that answers: the base or a loaded adapter."""
+        return self._models.is_base_model(name) or name in self._models.lora_requests
+
+    async def load(self, name: str, path: Path) -> None:
+        """Let the adapter in the folder `path` answer to `name`; does nothing when it does already.
+
+        The engine keeps as many as its max_cpu_loras and reads others from their folders when they are asked again.
+        A name stands for the same weights for good: cached prefixes are looked up by it. Raises ModelError for an
+        adapter that does not load.
         """
-        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-        wanted: dict[str, str] = config["adapters"]
         async with self._loading:
-            loaded = self._models.lora_requests
-            for name, path in wanted.items():
-                if name in loaded:
-                    if loaded[name].lora_path != path:
-                        raise EngineError(
-                            f"adapter name {name!r} is taken by {loaded[name].lora_path}",
-                            hint="give other weights another name: cached prefixes are looked up by name",
-                        )
-                    continue
-                request = LoadLoRAAdapterRequest(lora_name=name, lora_path=path)
-                answer = await self._models.load_lora_adapter(request)
+            if not self.has(name):
+                answer = await self._models.load_lora_adapter(
+                    LoadLoRAAdapterRequest(lora_name=name, lora_path=str(path))
+                )
                 if not isinstance(answer, str):
-                    raise EngineError(f"adapter {name!r} does not load: {answer.error.message}", where=path)
-            for name in loaded.keys() - wanted.keys():
-                await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+                    raise ModelError(f'the adapter "{name}" does not load: {answer.error.message}', where=str(path))
 
     async def check_health(self) -> None:
+        """Raises when the engine has died."""
         await self._server.check_health()
-
-    async def models(self) -> list[dict[str, Any]]:
-        """OpenAI's model objects of the base and the loaded adapters."""
-        return [card.model_dump(mode="json") for card in (await self._models.show_available_models()).data]

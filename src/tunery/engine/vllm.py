@@ -27,6 +27,7 @@ from tunery.types import Completion
 if TYPE_CHECKING:
     import ray.data
 
+SERVED_LORAS = 32  # that a served engine keeps in memory, unless it is told otherwise
 _RESTARTS = 20  # of one engine, whether it died or its machine did; Ray's default is to go on for ever
 # Arguments that Ray or this module sets itself; a user's value would be overruled or would break the run.
 RESERVED = frozenset({"model", "served_model_name", "tokenizer", "distributed_executor_backend"})
@@ -220,15 +221,18 @@ def llm_config(
     Plain data, because importing `ray.serve.llm` takes long: only the replica builds the LLMConfig itself.
     """
     kwargs = engine_kwargs(base, adapters, spec.engine_kwargs, max_model_len=max_model_len)
+    if kwargs.get("enable_lora"):  # further ones may come while it runs
+        kwargs |= {"max_loras": 8, "max_cpu_loras": max(SERVED_LORAS, len(adapters))} | spec.engine_kwargs
     return {
         "model_loading_config": {"model_id": name, "model_source": str(base)},
-        "engine_kwargs": kwargs,
+        # The gateway alone talks to it, and says how a version's chats are written.
+        "engine_kwargs": kwargs | {"trust_request_chat_template": True},
         "accelerator_type": spec.accelerator_type,
         "placement_group_config": {"bundles": [_bundle()] * _devices(spec)},
         "runtime_env": {"env_vars": engine_env(kwargs, engines=spec.concurrency)},
         "callback_config": {"callback_class": "tunery.engine.server.LocalModel"},
         "experimental_configs": {"stream_batching_interval_ms": 10},
-        "log_engine_metrics": not spec.engine_kwargs.get("disable_log_stats", False),
+        "log_engine_metrics": False,  # to Ray's agents; vLLM then keeps its own, which the gateway collects
     }
 
 

@@ -13,7 +13,7 @@ from tunery import versions
 from tunery.config import PROJECT_FILE, Project, apply_sets, load_project, parse, read_yaml, resolve_train
 from tunery.data import check, load
 from tunery.errors import DataError, EngineError, RunError
-from tunery.ops import runs, verbs
+from tunery.ops import runs, services, verbs
 from tunery.ops.scaffold import init
 from tunery.ops.verbs import Observer, silent
 from tunery.storage import read_json
@@ -71,7 +71,7 @@ def quickstart(
 
     step(4)
     began = time.monotonic()
-    with verbs.serve(project, observer=observer) as service:
+    with services.serve(project, observer=observer) as service:
         observer(
             {
                 "event": "serving",

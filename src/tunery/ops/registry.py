@@ -7,6 +7,7 @@ complete. Serving never has to trust a folder that somebody is still writing.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import secrets
 import shutil
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
     try:
         for file, path in model_files(plan, trained.adapter).items():
             shutil.copyfile(path, part / file)
+        digest = _digest(part)
         rank = versions.adapter_config(part)["r"] if plan.spec.finetuning_type == "lora" else 0
         while True:
             number = max((v for v in versions.numbers(shelf)), default=0) + 1
@@ -56,6 +58,7 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
                 system=system,
                 instruction=instruction,
                 metrics={k: v for k, v in trained.results.items() if isinstance(v, int | float)},
+                digest=digest,
             )
             values = dataclasses.asdict(entry)
             del values["adapter"]
@@ -72,6 +75,15 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _digest(folder: Path) -> str:
+    """Of the weights in a folder and of how they are applied."""
+    sums = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "adapter_config.json"):
+        with path.open("rb") as file:
+            sums.update(hashlib.file_digest(file, "sha256").digest())
+    return sums.hexdigest()[:12]
 
 
 def _uncut_prompts(plan: Plan) -> list[dict[str, Any]]:

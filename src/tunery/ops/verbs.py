@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
     from tunery.evaluation import Comparison
-    from tunery.serving import Service
     from tunery.tasks import Profile
     from tunery.tasks.confidence import Calibrator
 
@@ -45,7 +44,8 @@ def as_project(project: AnyProject) -> Project:
 
 
 @contextmanager
-def _ray(project: Project, log_dir: Path) -> Iterator[None]:
+def in_ray(project: Project, log_dir: Path) -> Iterator[None]:
+    """Ray as the project wants it, for the length of the block; what vendors print goes to `log_dir`."""
     from tunery.engine.cluster import connect, quiet
 
     with quiet(log_dir / "driver.log"), connect(project.ray.address, log_dir=log_dir):
@@ -80,7 +80,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
                 run.log(event)
             observer({"event": "train", **event})
 
-        with FolderLock(output), _ray(project, run.logs):
+        with FolderLock(output), in_ray(project, run.logs):
             if url := dashboard_url():
                 observer({"event": "dashboard", "url": url})
             observer({"event": "stage", "text": "starting the workers"})
@@ -140,7 +140,7 @@ def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loa
     from tunery.engine.vllm import Adapter
 
     version = versions.get(Path(project.home), ref or project.model)
-    base = replace(find_base(str(version.adapter)), name=version.ref) if version.whole else _untuned(project, version)
+    base = replace(find_base(str(version.adapter)), name=version.ref) if version.whole else untuned(project, version)
     trusted = project.train.trust_remote_code
     if quick:
         template = quick_template(base, version.template, trusted)
@@ -162,7 +162,7 @@ def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loa
     return Loaded(version.ref, base, adapter, template, version)
 
 
-def _untuned(project: Project, version: ModelVersion) -> Base:
+def untuned(project: Project, version: ModelVersion) -> Base:
     """The base that `version` was trained on. Raises ModelError when what lies there is another."""
     near = in_project(project, version.base)
     named = near if not Path(version.base).is_dir() and Path(near).is_dir() else version.base
@@ -213,11 +213,11 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
         profile = None
     models = {}
     if spec.compare_base:
-        models[BASE] = Model((_untuned(project, version) if version.whole else loaded.base).path)
+        models[BASE] = Model((untuned(project, version) if version.whole else loaded.base).path)
     models[loaded.label] = Model(loaded.base.path, loaded.adapter)
     with runs.start(Path(project.home), "eval", project, parents=[version.run_id]) as run:
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        with _ray(project, run.logs):
+        with in_ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
             report = run_evaluation(
                 spec,
@@ -418,7 +418,7 @@ def _batch(project: Project, observer: Observer, *, retry: bool) -> BatchResult:
             run.log(event)
             observer(event)
 
-        with _ray(project, run.logs):
+        with in_ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine"})
             plan = replace(plan, setup=replace(plan.setup, log_dir=run.logs))
             result = perform(plan, heard, retry=retry)
@@ -488,56 +488,3 @@ def _calibration(project: Project, version: ModelVersion) -> tuple[Calibrator | 
             if row or slot:
                 return row and Calibrator.from_dict(row), slot and Calibrator.from_dict(slot)
     return None, None
-
-
-@contextmanager
-def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterator[Service]:
-    """Serve versions over their base until the block ends. All of them must share one base; a whole model is its own.
-
-    Every version answers to its ref ("name@3"), and the latest of each name to the bare name.
-    """
-    from tunery.data.template import Template
-    from tunery.serving import serve as run_service
-
-    project = as_project(project)
-    spec = project.serve
-    home = Path(project.home)
-    if spec.models == "all":
-        refs = [v.ref for v in versions.list_versions(home)]
-    else:
-        refs = [versions.get(home, ref).ref for ref in spec.models]
-    read = load_model if spec.models == "all" else _for_engine
-    loaded = [read(project, ref) for ref in dict.fromkeys(refs)]
-    if faults := {m.label: why for m in loaded if (why := _fault(m))}:  # some of all
-        observer({"event": "note", "text": "; ".join(f"{label} is not served: {why}" for label, why in faults.items())})
-        loaded = [m for m in loaded if m.label not in faults]
-    if loaded and not spec.base:
-        wanted = loaded[-1].base
-    else:
-        wanted = find_base(spec.base or project.train.model_name_or_path, allow_pickle=project.train.allow_pickle)
-    if spec.models == "all":
-        left_out = [m.label for m in loaded if m.base.digest != wanted.digest]
-        loaded = [m for m in loaded if m.base.digest == wanted.digest]
-        if left_out:
-            observer(
-                {"event": "note", "text": f"of another base than {wanted.name}, not served: {', '.join(left_out)}"}
-            )
-    by_server = Template("auto", load_tokenizer(wanted)) if loaded else None  # vLLM takes the base's chat template
-    for model in loaded:
-        assert model.version is not None
-        assert by_server is not None
-        if model.base.digest != wanted.digest:
-            raise ModelError(
-                f'{model.label} is not served with "{wanted.name}": it is of another base, or a model of its own',
-                hint="name the versions of one base with --model; a whole model is served alone",
-            )
-        versions.check_template(model.version, by_server)
-    adapters = {m.label: m.adapter for m in loaded if m.adapter}
-    latest = {m.version.name: m.label for m in loaded if m.version}
-    with runs.start(home, "serve", project) as run:
-        observer({"event": "run", "id": run.id, "path": str(run.path)})
-        with _ray(project, run.logs):
-            observer({"event": "stage", "text": "starting the engine"})
-            with run_service(spec, base=wanted, adapters=adapters, aliases=latest, log_dir=run.logs) as service:
-                run.result(url=service.url, models=[wanted.name, *adapters, *latest])
-                yield service

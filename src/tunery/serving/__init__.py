@@ -1,5 +1,6 @@
-"""Serving: one base and its adapters behind an OpenAI-compatible API on this machine."""
+"""Serving: bases and any number of their versions behind an OpenAI-compatible API."""
 
-from tunery.serving.service import Service, serve
+from tunery.serving.catalog import Engine
+from tunery.serving.service import EnginePlan, Plan, Service, serve
 
-__all__ = ["Service", "serve"]
+__all__ = ["Engine", "EnginePlan", "Plan", "Service", "serve"]

@@ -1,31 +1,26 @@
-"""Starting and stopping the service: checks before anything heavy, then Ray Serve, then a real answer."""
+"""Starting and stopping a service: checks before anything heavy, then Ray Serve, then a real answer."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery.config import nearest
+from tunery.config import Autoscaling, ServeSpec
 from tunery.engine.cluster import free_port, require
-from tunery.errors import ConfigError, EngineError, ModelError, ResourceError
+from tunery.errors import ConfigError, EngineError, ResourceError
+from tunery.serving.catalog import Engine
 
 if TYPE_CHECKING:
-    import httpx
+    from ray.serve import Application
 
-    from tunery.bases import Base
-    from tunery.config import ServeSpec
-    from tunery.engine.vllm import Adapter
-
-APP = "tunery"
-HOST = "127.0.0.1"
-ENGINE_LOG = "engine.log"
+GATEWAY = "gateway"  # the application's name; those of engines are the engines'
+LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 1200.0  # seconds; a large base takes minutes to load
 ANSWER_TIMEOUT = 60.0  # seconds, for one token
 STOP_TIMEOUT = 30.0  # seconds
@@ -33,163 +28,232 @@ STOP_TIMEOUT = 30.0  # seconds
 
 @dataclass(frozen=True)
 class Service:
-    """A running service: `url` is an OpenAI client's base_url, `models` are all names that answer."""
+    """A running service: `url` is an OpenAI client's base_url, `models` are the names that answer."""
 
     url: str
     models: tuple[str, ...]
 
 
-@contextmanager
-def serve(
-    spec: ServeSpec, *, base: Base, adapters: Mapping[str, Adapter], aliases: Mapping[str, str], log_dir: Path
-) -> Iterator[Service]:
-    """Serve `base` and `adapters` (by their keys) until the block ends; Ray must be connected.
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine to start: `config` is what `engine.vllm.llm_config` returned for it."""
 
-    `aliases` are further names of adapters, or of the base. When the block begins every model has answered. Raises
-    ConfigError, ModelError or ResourceError before anything is started, and EngineError with the cause when the start
-    fails.
+    engine: Engine
+    config: Mapping[str, Any]
+    replicas: int = 1
+    autoscaling: Autoscaling | None = None
+    spare: bool = False  # room for one more replica, so that an update of a single one can start the next beside it
+
+    @property
+    def at_once(self) -> int:
+        """Requests that a replica gets at once: those it runs, and as many again that it has at hand."""
+        return 2 * self.config["engine_kwargs"].get("max_num_seqs", 256)
+
+    @property
+    def least(self) -> int:
+        """Replicas that must have room at the start."""
+        return self.autoscaling.min_replicas if self.autoscaling else self.replicas
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A service to start. `home` holds keys.json, aliases.json and, unless the spec says otherwise, the registry.
+
+    `alone` says that all of it runs on this machine; replicas then listen to this machine only.
     """
-    from ray.exceptions import RayError
 
-    from tunery.engine.vllm import llm_config
+    spec: ServeSpec
+    engines: Sequence[EnginePlan]
+    home: Path
+    log_dir: Path
+    preload: Sequence[str] = ()
+    alone: bool = True
+    name: str = "tunery"
 
-    name = base.path.resolve().name if Path(base.name).expanduser() == base.path else base.name
-    named = [replace(adapter, name=key, path=adapter.path.resolve()) for key, adapter in adapters.items()]
-    _check_names(name, adapters, aliases)
-    _check_address(spec.host, spec.port)
-    for adapter in named:
-        _check_adapter(adapter)
-    engine = spec.engine.model_copy(update={"concurrency": spec.replicas})
-    config = llm_config(name, base.path.resolve(), named, engine)
-    config["log_engine_metrics"] = False  # to Ray's agents; vLLM then keeps its own, which /metrics shows
-    _check_cluster(config, spec.replicas)
+    def applications(self) -> dict[str, dict[str, Any]]:
+        """The arguments of `engine_app`, by each engine's name, and of `gateway_app`; plain JSON."""
+        common = {"service": self.name, "log_dir": str(self.log_dir)}
+        host = LOOPBACK if self.alone else None
+        found: dict[str, dict[str, Any]] = {
+            plan.engine.name: {
+                **common, "engine": plan.engine.name, "config": dict(plan.config), "replicas": plan.replicas,
+                "autoscaling": plan.autoscaling and plan.autoscaling.model_dump(), "at_once": plan.at_once,
+                "host": host, "drain": self.spec.drain_timeout_s, "surge": 100 if plan.spare else 0,
+            }
+            for plan in self.engines
+        }  # fmt: skip
+        queue = self.spec.max_queued_requests
+        found[GATEWAY] = {
+            **common, "home": str(self.home), "spec": self.spec.model_dump(mode="json"),
+            "engines": [asdict(plan.engine) for plan in self.engines],
+            "limits": {p.engine.name: [p.at_once, 4 * p.at_once if queue is None else queue] for p in self.engines},
+        }  # fmt: skip
+        return found
 
-    service = Service(f"http://{HOST}:{spec.port}/v1", (name, *adapters, *aliases))
-    log_dir.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + START_TIMEOUT
-    try:
-        try:
-            _deploy(spec, config, named, aliases, log_dir)
-            _await_running(deadline, log_dir)
-        except (RayError, RuntimeError, TimeoutError) as error:
-            raise EngineError(f"Ray Serve did not start: {cause(str(error))}", hint=f"its logs: {log_dir}") from error
-        _await_answers(service, [name, *adapters])
-        yield service
-    finally:
-        _stop(spec.port)
+
+# -- Serve applications -------------------------------------------------------------------------------------------
+
+
+def engine_app(args: Mapping[str, Any]) -> Application:
+    """The Serve application of one engine; `args` as `Plan.applications` has them. What `serve deploy` calls."""
+    from ray import serve
+
+    from tunery.serving.replica import Replica, scaled
+
+    config = args["config"]
+    scale: dict[str, Any] = {"num_replicas": args["replicas"]}
+    if args["autoscaling"]:
+        chosen = {k: v for k, v in args["autoscaling"].items() if v is not None}
+        policy = {"policy_function": scaled}
+        scale = {"autoscaling_config": {"target_ongoing_requests": args["at_once"] / 4, **chosen, "policy": policy}}
+    deployment = serve.deployment(
+        Replica,
+        name=args["engine"],
+        **scale,
+        max_surge_percent=args["surge"],
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=args["drain"] + 2,
+        max_constructor_retry_count=1,
+        placement_group_bundles=config["placement_group_config"]["bundles"],
+        placement_group_strategy="PACK",
+        ray_actor_options={"num_cpus": 1, "runtime_env": config["runtime_env"]},
+    )
+    log = str(Path(args["log_dir"]) / f"{args['engine']}.log")
+    options = {"host": args["host"], "log": log, "drain": args["drain"]}
+    return deployment.bind(args["service"], args["engine"], config, options)
+
+
+def gateway_app(args: Mapping[str, Any]) -> Application:
+    """The Serve application of the gateway, on the cluster's head node; `args` as `Plan.applications` has them."""
+    from ray import serve
+
+    from tunery.serving.host import Host
+
+    spec = ServeSpec.model_validate(args["spec"])
+    deployment = serve.deployment(
+        Host,
+        name=GATEWAY,
+        num_replicas=1,
+        max_surge_percent=100,  # in an update the next one listens before this one ends
+        health_check_period_s=5,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=spec.drain_timeout_s + 2,
+        max_constructor_retry_count=1,
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+    )
+    engines = [Engine(**e) for e in args["engines"]]
+    limits = {name: tuple(pair) for name, pair in args["limits"].items()}
+    return deployment.bind(args["service"], Path(args["home"]), spec, engines, limits, Path(args["log_dir"]))
+
+
+def deploy_config(plan: Plan) -> dict[str, Any]:
+    """The same service as a file for Ray's `serve deploy`."""
+    builders = dict.fromkeys(plan.applications(), "engine_app") | {GATEWAY: "gateway_app"}
+    return {
+        "proxy_location": "Disabled",
+        "applications": [
+            {"name": name, "import_path": f"tunery.serving.service:{builders[name]}", "route_prefix": None, "args": args}
+            for name, args in plan.applications().items()
+        ],
+    }  # fmt: skip
 
 
 # -- checks -------------------------------------------------------------------------------------------------------
 
 
-def _check_names(base: str, adapters: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
-    names = [base, *adapters, *aliases]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f'two served models are named "{name}"', hint="rename one of them")
-    for alias, target in aliases.items():
-        if target not in (base, *adapters):
-            near = nearest(target, adapters)
-            raise ConfigError(
-                f'the alias "{alias}" stands for "{target}", which is not served',
-                hint=f'did you mean "{near}"?' if near else None,
-            )
-
-
-def _check_address(host: str, port: int) -> None:
-    if host not in (HOST, "localhost"):
+def check(spec: ServeSpec, *, has_keys: bool) -> None:
+    """Raises ConfigError for an address that is open to others without keys, ResourceError for a port in use."""
+    if spec.host not in (LOOPBACK, "localhost", "::1") and not has_keys:
         raise ConfigError(
-            f'serve.host is "{host}", but this server has no authentication and binds to this machine only',
-            hint="leave serve.host out; to reach it from elsewhere use a tunnel, for example "
-            f"ssh -L {port}:{HOST}:{port} SERVER",
+            f'serve.host is "{spec.host}", but there are no API keys: anyone who reaches it could ask',
+            hint="make one with `tunery keys create NAME`, or leave serve.host out",
         )
     try:
-        free_port(HOST, port)
+        free_port(spec.host, spec.port)
     except ResourceError as error:
-        other = next((p for p in range(max(port, 1023) + 1, 65536) if _is_free(p)), "PORT")
+        other = next((p for p in range(max(spec.port, 1023) + 1, 65536) if _is_free(p)), "PORT")
         hint = f"stop what uses it, or take another: --set serve.port={other}"
         raise ResourceError(error.message, hint=hint) from None
 
 
 def _is_free(port: int) -> bool:
     try:
-        return free_port(HOST, port) == port
+        return free_port(LOOPBACK, port) == port
     except ResourceError:
         return False
 
 
-def _check_adapter(adapter: Adapter) -> None:
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter.path / file).is_file():
-            raise ModelError(f'the adapter of "{adapter.name}" has no {file}', where=str(adapter.path))
-
-
-def _check_cluster(config: Mapping[str, Any], replicas: int) -> None:
-    """Whether the cluster is big enough, ours to serve from, and reached at this machine's own address."""
+def _check_cluster(plan: Plan) -> None:
+    """Whether the cluster is big enough, ours to serve from, and reached at its head node."""
     import ray
     import ray.serve  # which sets up its logger
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it reports every step on stderr
     if _connected():
         raise ResourceError(
-            "Ray Serve already runs on this cluster, with a port and applications of its own",
-            hint="stop it (`serve shutdown`), or serve from a Ray of your own: --set ray.address=null",
+            "Ray Serve already runs on this cluster, with applications of its own",
+            hint="stop it (`tunery serve stop`, or `serve shutdown`), or serve from a Ray of your own: "
+            "--set ray.address=null",
         )
     head = next((n for n in ray.nodes() if "node:__internal_head__" in n["Resources"]), None)
     if head and head["NodeID"] != ray.get_runtime_context().get_node_id():
         raise ResourceError("the service listens on the cluster's head node only", hint="run this command there")
-    bundles = config["placement_group_config"]["bundles"]
-    require(bundles[0], len(bundles) * replicas)
+    bundles = [b for p in plan.engines for b in p.config["placement_group_config"]["bundles"] * p.least]
+    require(bundles[0], len(bundles))
 
 
 # -- start --------------------------------------------------------------------------------------------------------
 
 
-def _deploy(
-    spec: ServeSpec, config: dict[str, Any], adapters: list[Adapter], aliases: Mapping[str, str], log_dir: Path
-) -> None:
+@contextmanager
+def serve(plan: Plan) -> Iterator[Service]:
+    """Serve until the block ends; Ray must be connected.
+
+    When the block begins every base and every preloaded version has answered. Raises ConfigError or ResourceError
+    before anything is started, and EngineError or ModelError with the cause when the start fails.
+    """
+    check(plan.spec, has_keys=(plan.home / "keys.json").exists())
+    _check_cluster(plan)
+    try:
+        yield start(plan)
+    finally:
+        stop(plan.spec.port)
+
+
+def start(plan: Plan) -> Service:
+    """Start what `plan` says, or bring what runs under its name in line with it; returns when it answers."""
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
     from ray.serve.schema import LoggingConfig
 
-    from tunery.serving.app import Replica
-
-    at_once = config["engine_kwargs"].get("max_num_seqs", 256)
-    deployment = ray_serve.deployment(
-        ray_serve.ingress()(Replica),
-        name="engine",
-        num_replicas=spec.replicas,
-        # Serve's defaults queue without end in one replica; here a full service says so (503).
-        max_ongoing_requests=2 * at_once,
-        max_queued_requests=8 * at_once,
-        health_check_period_s=10,
-        health_check_timeout_s=30,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=5,
-        max_constructor_retry_count=1,
-        placement_group_bundles=config["placement_group_config"]["bundles"],
-        placement_group_strategy="PACK",
-        ray_actor_options={"num_cpus": 1, "runtime_env": config["runtime_env"]},
-        user_config={
-            "adapters": {adapter.name: str(adapter.path) for adapter in adapters},
-            "aliases": dict(aliases),
-        },
-    )
-    logs = LoggingConfig(logs_dir=str(log_dir.resolve()), log_level="WARNING", enable_access_log=False)
-    app = deployment.bind(config, log_dir.resolve() / ENGINE_LOG)
-    target = ray_serve.RunTarget(app, name=APP, route_prefix="/", logging_config=logs)
-    with ThreadPoolExecutor(1) as pool:
-        # `start` returns when the proxy is up; a replica, which takes far longer, needs the controller alone.
-        starting = pool.submit(
-            ray_serve.start,
-            proxy_location="HeadOnly",
-            http_options={"host": HOST, "port": spec.port},
-            logging_config=logs,
-        )
-        while not starting.done() and not _connected():
-            time.sleep(0.05)
-        if not starting.done() or not starting.exception():
-            ray_serve.run_many([target], wait_for_applications_running=False)
-        starting.result()
+    plan.log_dir.mkdir(parents=True, exist_ok=True)
+    logs = LoggingConfig(logs_dir=str(plan.log_dir.resolve()), log_level="WARNING", enable_access_log=False)
+    deadline = time.monotonic() + START_TIMEOUT
+    args = plan.applications()
+    try:
+        ray_serve.start(proxy_location="Disabled", logging_config=logs)
+        targets = [
+            ray_serve.RunTarget(
+                (gateway_app if name == GATEWAY else engine_app)(args[name]), name=name, route_prefix=None, logging_config=logs
+            )
+            for name in args
+        ]  # fmt: skip
+        ray_serve.run_many(targets, wait_for_applications_running=False)
+        _await_running(list(args), deadline, plan.log_dir)
+        gateway = ray_serve.get_app_handle(GATEWAY)
+        while not gateway.ready.remote().result(timeout_s=ANSWER_TIMEOUT):
+            _await_running(list(args), deadline, plan.log_dir)
+            time.sleep(0.1)
+        names = [p.engine.model for p in plan.engines] + list(plan.preload)
+        faults = gateway.warm.remote(names).result(timeout_s=ANSWER_TIMEOUT * (1 + len(names)))
+        models = gateway.models.remote().result(timeout_s=ANSWER_TIMEOUT)
+    except (RayError, RuntimeError, TimeoutError) as error:
+        raise EngineError(f"Ray Serve did not start: {cause(str(error))}", hint=f"its logs: {plan.log_dir}") from error
+    if faults:
+        raise EngineError("; ".join(f'"{name}" does not answer: {why}' for name, why in faults.items()))
+    return Service(f"http://{plan.spec.host}:{plan.spec.port}/v1", tuple(models))
 
 
 def _connected() -> bool:
@@ -198,47 +262,27 @@ def _connected() -> bool:
     return _get_global_client(raise_if_no_controller_running=False) is not None
 
 
-def _await_running(deadline: float, log_dir: Path) -> None:
-    """Return when every replica is up. Raises EngineError with the cause of the first one that failed."""
+def _await_running(names: Sequence[str], deadline: float, log_dir: Path) -> None:
+    """Return when every application is up. Raises EngineError with the cause of the first one that failed."""
     from ray import serve as ray_serve
 
     while True:
-        app = ray_serve.status().applications.get(APP)
-        if app and app.status == "RUNNING":
+        found = ray_serve.status().applications
+        for name in names:
+            app = found.get(name)
+            if app and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                account = "\n".join([app.message, *(d.message for d in app.deployments.values())])
+                path = log_dir / "failure.log"
+                path.write_text(_plain(account), encoding="utf-8")
+                what = "the gateway" if name == GATEWAY else "the engine"
+                raise EngineError(f"{what} did not start: {cause(account)}", hint=f"the whole story: {path}")
+        if all(name in found and found[name].status == "RUNNING" for name in names):
             return
-        if app and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            account = "\n".join([app.message, *(d.message for d in app.deployments.values())])
-            path = log_dir / "failure.log"
-            path.write_text(_plain(account), encoding="utf-8")
-            raise EngineError(f"the engine did not start: {cause(account)}", hint=f"the whole story: {path}")
         if time.monotonic() > deadline:
             raise EngineError(
-                f"the engine was not ready after {START_TIMEOUT:.0f} s", hint=f"its logs are in {log_dir}"
+                f"the service was not ready after {START_TIMEOUT:.0f} s", hint=f"its logs are in {log_dir}"
             )
-        time.sleep(0.2)
-
-
-def _await_answers(service: Service, models: list[str]) -> None:
-    """Ask every model for one token: proof that it answers, and what the first request would else wait for."""
-    import httpx
-
-    with httpx.Client(base_url=service.url, timeout=ANSWER_TIMEOUT, trust_env=False) as client:
-        for model in models:
-            deadline = time.monotonic() + ANSWER_TIMEOUT
-            while fault := _fault(client, model):
-                if time.monotonic() > deadline:
-                    raise EngineError(f'"{model}" does not answer at {service.url}: {fault}')
-                time.sleep(0.1)  # the proxy hears of a new application a moment after it is up
-
-
-def _fault(client: httpx.Client, model: str) -> str | None:
-    import httpx
-
-    try:
-        answer = client.post("/completions", json={"model": model, "prompt": ".", "max_tokens": 1})
-    except httpx.TransportError as error:
-        return str(error) or type(error).__name__
-    return None if answer.status_code == 200 else f"HTTP {answer.status_code} {answer.text}"
+        time.sleep(0.1)
 
 
 def _plain(text: str) -> str:
@@ -264,11 +308,13 @@ def cause(account: str) -> str:
 # -- stop ---------------------------------------------------------------------------------------------------------
 
 
-def _stop(port: int) -> None:
-    """End the replicas, the proxy and the controller; returns when they are gone and the port is free."""
+def stop(port: int, name: str = "tunery") -> None:
+    """Answer what was asked, then end the replicas and the controller; returns when they and the port are free."""
     import ray
     from ray import serve as ray_serve
     from ray.exceptions import RayError
+
+    from tunery.serving.directory import NAMESPACE
 
     def controller() -> Any:
         try:
@@ -276,6 +322,8 @@ def _stop(port: int) -> None:
         except ValueError:
             return None
 
+    with suppress(Exception):  # a gateway that did not start has nothing to answer
+        ray_serve.get_app_handle(GATEWAY).drain.remote().result(timeout_s=STOP_TIMEOUT + 5)
     with suppress(RayError):  # what is dead already needs no stopping
         if found := controller():
             # `serve.shutdown` waits in a call to the controller, which kills itself: Ray then reports a failed task.
@@ -284,3 +332,5 @@ def _stop(port: int) -> None:
             while (controller() or not _is_free(port)) and time.monotonic() < deadline:
                 time.sleep(0.05)
         ray_serve.shutdown()
+    with suppress(ValueError, RayError):
+        ray.kill(ray.get_actor(f"{name}-directory", namespace=NAMESPACE))

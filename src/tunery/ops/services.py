@@ -1,0 +1,142 @@
+"""Serving as a verb: what the project and the registry say becomes a plan, and the plan a recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunery import storage, versions
+from tunery.bases import Base, find_base
+from tunery.config import Project, ServedBase, in_project
+from tunery.errors import ConfigError, ModelError, RunError
+from tunery.ops import runs
+from tunery.ops.verbs import AnyProject, Observer, as_project, in_ray, silent, untuned
+from tunery.types import ModelVersion
+
+if TYPE_CHECKING:
+    from tunery.serving import EnginePlan, Plan, Service
+
+
+@contextmanager
+def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterator[Service]:
+    """Serve bases and their versions until the block ends.
+
+    Every version answers to "name@digest" and "name@3", the latest of each name to the bare name, and further names
+    come from `tunery models alias`. Versions, aliases and keys that are made while it runs are taken up.
+    """
+    from tunery.serving import serve as run_service
+
+    project = as_project(project)
+    with runs.start(Path(project.home), "serve", project) as run:
+        plan = plan_service(project, log_dir=run.logs, observer=observer)
+        observer({"event": "run", "id": run.id, "path": str(run.path)})
+        with in_ray(project, run.logs):
+            observer({"event": "stage", "text": "starting the engine" + "s" * (len(plan.engines) > 1)})
+            with run_service(plan) as service:
+                run.result(url=service.url, models=list(service.models))
+                yield service
+
+
+def plan_service(project: Project, *, log_dir: Path, observer: Observer = silent) -> Plan:
+    """The service that `project` describes, checked. Nothing is started or written.
+
+    Raises ConfigError, ModelError, or RunError for versions that are not there.
+    """
+    from tunery.serving import Plan
+    from tunery.serving.service import check
+
+    spec, home = project.serve, Path(project.home).resolve()
+    check(spec, has_keys=(home / "keys.json").exists())
+    registry = in_project(project, spec.registry) if spec.registry else str(home)
+    known = known_versions(registry, log_dir)
+    engines: list[EnginePlan] = []
+    for served in spec.engines:
+        engines.append(_engine(project, served, known, f"engine-{len(engines)}" if spec.bases else "engine", observer))
+    doubles = {p.engine.model for p in engines if [q.engine.model for q in engines].count(p.engine.model) > 1}
+    if doubles:
+        raise ConfigError(f"{', '.join(sorted(doubles))} would be served twice", hint="name each base once")
+    latest = {v.name: v.ref for v in known if any(p.engine.admits(v) for p in engines) and not v.whole}
+    preload = (
+        {"latest": list(latest.values())[:8], "none": []}.get(spec.preload)
+        if isinstance(spec.preload, str)
+        else spec.preload
+    )
+    return Plan(
+        spec.model_copy(update={"registry": registry}), engines, home, log_dir.resolve(),
+        preload=preload or [], alone=project.ray.address is None,
+    )  # fmt: skip
+
+
+def known_versions(registry: str, log_dir: Path) -> list[ModelVersion]:
+    """All versions in a registry, wherever it is."""
+    from tunery.serving.catalog import mirrored
+
+    return versions.list_versions(
+        mirrored(registry, log_dir / "registry") if storage.is_remote(registry) else Path(registry)
+    )
+
+
+def _engine(
+    project: Project, served: ServedBase, known: Sequence[ModelVersion], name: str, observer: Observer
+) -> EnginePlan:
+    from tunery.engine.vllm import Adapter, llm_config, unservable
+    from tunery.serving import Engine, EnginePlan
+
+    wanted = [v for v in known if served.models == "all" or v.ref in served.models or v.name in served.models]
+    for ref in () if served.models == "all" else served.models:
+        if not any(ref in (v.ref, v.name) for v in wanted):
+            raise RunError(
+                f'no version "{ref}" to serve', hint="`tunery models list` shows them; `tunery train` makes one"
+            )
+    base, whole = _base(project, served, wanted)
+    label = versions.served_id(whole) if whole else _served_name(base)
+    fitting = [v for v in wanted if v.base_digest == base.digest and not v.whole] if not whole else []
+    if others := [v.ref for v in wanted if v not in fitting and v != whole]:
+        if served.models != "all":
+            raise ModelError(
+                f'{", ".join(others)}: not served with "{label}", of another base or a model of its own',
+                hint="give each base an entry of its own in serve.bases",
+            )
+        observer({"event": "note", "text": f"of another base than {label}, not served: {', '.join(others)}"})
+    adapters = []
+    for version in fitting:
+        if why := unservable(versions.adapter_config(version.adapter) if version.adapter.is_dir() else {}):
+            if served.models != "all":
+                raise ModelError(
+                    f"{version.ref} cannot be asked as an adapter: {why}",
+                    hint=f"make a model of it: `tunery models export {version.ref} FOLDER --format merged`",
+                )
+            observer({"event": "note", "text": f"{version.ref} is not served: {why}"})
+            continue
+        adapters.append(Adapter(version.ref, version.adapter, version.rank))
+    engine = served.engine.model_copy(update={"concurrency": served.replicas})
+    config = llm_config(label, base.path.resolve(), adapters, engine)
+    rank = config["engine_kwargs"].get("max_lora_rank", 0)
+    models = served.models if served.models == "all" else list(served.models)
+    return EnginePlan(
+        Engine(name, label, str(base.path.resolve()), base.digest, rank, models, whole.ref if whole else None),
+        config,
+        served.replicas,
+        served.autoscaling,
+    )
+
+
+def _base(project: Project, served: ServedBase, wanted: Sequence[ModelVersion]) -> tuple[Base, ModelVersion | None]:
+    """The base to load: the one named, else that of the latest version; and the version where it is a whole model."""
+    latest = max(wanted, key=lambda v: v.created, default=None)
+    if served.base or latest is None:
+        named = (
+            in_project(project, served.base)
+            if served.base and Path(in_project(project, served.base)).is_dir()
+            else served.base
+        )
+        return find_base(named or project.train.model_name_or_path, allow_pickle=project.train.allow_pickle), None
+    if latest.whole:
+        return find_base(str(latest.adapter)), latest
+    return untuned(project, latest), None
+
+
+def _served_name(base: Base) -> str:
+    return base.path.resolve().name if Path(base.name).expanduser() == base.path else base.name

@@ -1,0 +1,156 @@
+"""The gateway's routes, and what its OpenAPI document says of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from tunery.serving.forward import Forward
+from tunery.serving.gateway import PROXIED, Call, Gateway, request_id
+from tunery.serving.refusal import Refusal
+from tunery.serving.streams import SECURITY
+
+log = logging.getLogger("ray.serve")
+
+_MESSAGES = {
+    "type": "array", "minItems": 1,
+    "items": {
+        "type": "object", "required": ["role", "content"],
+        "properties": {"role": {"type": "string", "enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
+    },
+}  # fmt: skip
+_COMMON = {
+    "model": {"type": "string"}, "max_tokens": {"type": "integer", "minimum": 1}, "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "stream": {"type": "boolean"}, "seed": {"type": "integer"},
+    "n": {"type": "integer", "minimum": 1, "maximum": 8}, "user": {"type": "string"},
+}  # fmt: skip
+BODIES: Mapping[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"required": ["model", "messages"], "properties": {**_COMMON, "messages": _MESSAGES}},
+    "/v1/completions": {"required": ["model", "prompt"], "properties": {**_COMMON, "prompt": {"type": "string"}}},
+    "/v1/responses": {
+        "required": ["model", "input"],
+        "properties": {"model": {"type": "string"}, "input": {"type": "string"}, "max_output_tokens": {"type": "integer", "minimum": 1}},
+    },
+    "/v1/embeddings": {"required": ["model", "input"], "properties": {"model": {"type": "string"}, "input": {"type": "string"}}},
+}  # fmt: skip
+_ERROR = {
+    "type": "object", "required": ["error"],
+    "properties": {"error": {
+        "type": "object", "required": ["message", "type", "param", "code"],
+        "properties": {
+            "message": {"type": "string"}, "type": {"type": "string"},
+            "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
+        },
+    }},
+}  # fmt: skip
+_FAULTS = {400: "Not understood", 401: "No valid key", 403: "Not allowed", 404: "Not found", 405: "Wrong method",
+           413: "Too large", 429: "Too many", 503: "Ask again later"}  # fmt: skip
+
+
+def described(body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the OpenAPI document says of a route: its body's schema, and OpenAI's error object for every fault."""
+    responses = {
+        str(status): {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+        for status, text in _FAULTS.items()
+    }
+    found: dict[str, Any] = {"responses": responses}
+    if body:
+        schema = {"type": "object", **body}
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return found
+
+
+def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
+    """The application. `lifespan` is what has to run while it does."""
+    from fastapi import FastAPI
+    from starlette.exceptions import HTTPException
+
+    app = FastAPI(title="Tunery", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    def refused(request: Request, refusal: Refusal, call: Call | None = None) -> Response:
+        headers = {**SECURITY, "x-request-id": call.id if call else request_id(request), **refusal.headers}
+        return JSONResponse(refusal.body, refusal.status, headers)
+
+    @app.exception_handler(Refusal)
+    async def _(request: Request, refusal: Refusal) -> Response:
+        return refused(request, refusal)
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        known = {404: ("unknown_url", f"There is no {request.url.path} here; /openapi.json says what there is."),
+                 405: ("method_not_allowed", f"{request.method} is not for {request.url.path}.")}  # fmt: skip
+        code, message = known.get(error.status_code, (None, str(error.detail)))
+        return refused(request, Refusal(error.status_code, message, code=code, headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def _(request: Request, error: Exception) -> Response:
+        log.error("A request has failed.", exc_info=error)
+        message = "The server failed on this request; its log says why."
+        return refused(request, Refusal(500, message, code="internal_error"))
+
+    def proxied(path: str) -> None:
+        @app.post(path, openapi_extra=described(BODIES[path]), name=path.rpartition("/")[2])
+        async def _(request: Request) -> Response:
+            call = gateway.admit(request, path)
+            try:
+                body = await gateway.body(request)
+                sticky = body.get("user") if isinstance(body.get("user"), str) else None
+                served, shadow = gateway.resolve(call, body.get("model"), sticky)
+            except Refusal as refusal:
+                call.end(refusal.status, code=refusal.code)
+                return refused(request, refusal, call)
+            return Forward(gateway, call, path, body, served, shadow)
+
+    for path in PROXIED:
+        proxied(path)
+
+    @app.get("/v1/models", openapi_extra=described())
+    async def models(request: Request) -> Response:
+        gateway.identify(request)
+        cards = gateway.catalog.cards(gateway.shown_aliases)
+        return JSONResponse({"object": "list", "data": list(cards.values())}, headers=SECURITY)
+
+    @app.get("/v1/models/{name:path}", openapi_extra=described())
+    async def model(request: Request, name: str) -> Response:
+        gateway.identify(request)
+        cards = gateway.catalog.cards(gateway.shown_aliases)
+        if name not in cards:
+            raise gateway.unknown(name)
+        return JSONResponse(cards[name], headers=SECURITY)
+
+    @app.get("/healthz")
+    @app.get("/health", include_in_schema=False)
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok"}, headers=SECURITY)
+
+    @app.get("/readyz", openapi_extra=described())
+    async def readyz() -> Response:
+        missing = [name for name, upstream in gateway.upstreams.items() if not upstream.ready]
+        if missing or gateway.draining:
+            why = "the service is stopping" if gateway.draining else f"no replica of {', '.join(missing)}"
+            raise Refusal(503, f"Not ready: {why}.", code="unavailable", headers={"Retry-After": "5"})
+        replicas = {name: len(upstream.replicas) for name, upstream in gateway.upstreams.items()}
+        return JSONResponse({"status": "ready", "replicas": replicas}, headers=SECURITY)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(request: Request) -> Response:
+        gateway.identify(request)
+        texts: dict[str, str] = {}
+        for upstream in gateway.upstreams.values():
+            texts |= await upstream.scrape()
+            gateway.telemetry.engine(upstream.name, len(upstream.replicas), upstream.queued, upstream.in_flight)
+        return PlainTextResponse(gateway.telemetry.render(texts), headers=SECURITY)
+
+    if gateway.spec.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=gateway.spec.cors, allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"], max_age=600,
+        )  # fmt: skip
+    return app

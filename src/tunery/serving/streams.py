@@ -1,0 +1,93 @@
+"""Server-sent events as they pass through the gateway, and one ASGI answer at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
+
+SECURITY = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Usage:
+    """Finds the token counts in an engine's events; with `hide` the event that holds nothing else is left out.
+
+    That event is asked for with every stream, since limits and metrics count tokens, whether the client wants it or not.
+    """
+
+    def __init__(self, *, hide: bool) -> None:
+        self.found: dict[str, Any] | None = None
+        self._hide = hide
+        self._rest = b""  # of an event that has not wholly arrived
+
+    def read(self, chunk: bytes) -> bytes:
+        """What of `chunk` the client gets now: whole events."""
+        data = self._rest + chunk if self._rest else chunk
+        end = data.rfind(b"\n\n") + 2
+        if end == 1:
+            self._rest = data
+            return b""
+        data, self._rest = data[:end], data[end:]
+        if b'"usage":' not in data:
+            return data
+        events = data.split(b"\n\n")[:-1]
+        return b"".join(e + b"\n\n" for e in events if b'"usage":' not in e or not self._only_usage(e))
+
+    def _only_usage(self, event: bytes) -> bool:
+        """Whether the client has not asked for this event; what it counts is remembered."""
+        text = event[event.find(b"data:") + 5 :]
+        try:
+            said = json.loads(text)
+        except ValueError:
+            return False
+        usage = said.get("usage") or (said.get("response") or {}).get("usage")
+        if usage:
+            self.found = usage
+        return self._hide and bool(usage) and said.get("choices") == []
+
+
+class Outgoing:
+    """An answer under way: `begun` says whether its status has gone out."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        raw = [(k.lower().encode(), v.encode("latin-1", "replace")) for k, v in {**SECURITY, **headers}.items()]
+        self.begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def body(self, chunk: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        sized = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+        await self.start(status, sized)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def said(answer: Any) -> str | None:
+    """The text of an OpenAI answer: of its first choice."""
+    try:
+        choice = answer["choices"][0]
+        return choice["message"]["content"] if "message" in choice else choice["text"]
+    except (KeyError, IndexError, TypeError):
+        return None
