@@ -11,8 +11,13 @@ import sys
 import time
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tunery import versions
+from tunery.bases import find_base
+from tunery.types import ModelVersion
 
 # Before any test imports torch: two suites on one small machine must not spin against each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -90,6 +95,21 @@ def make_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 0) -> P
 def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
     """A random adapter of rank 8 on `tiny_base`."""
     return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
+
+
+def make_version(home: Path, base: Path, ref: str, **known: Any) -> ModelVersion:
+    """A version in `home`'s registry with a random adapter for `base`; `known` are further fields of it."""
+    name, _, number = ref.partition("@")
+    folder = home / "models" / name / number
+    rank = known.get("rank", 8)
+    make_adapter(base, folder, rank=rank, seed=known.pop("seed", rank))
+    entry = {
+        "name": name, "version": int(number), "base": str(base), "base_digest": find_base(str(base)).digest,
+        "rank": rank, "template": "chatml", "template_digest": "", "dataset_fingerprint": "", "task": "function",
+        "run_id": "", "created": f"2026-01-01T00:00:{int(number):02d}+00:00", **known,
+    }  # fmt: skip
+    (folder / "version.json").write_text(json.dumps(entry))
+    return versions.get(home, ref)
 
 
 def browser() -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from conftest import make_adapter
+from conftest import make_version
 
+import tunery
+from tunery import versions
 from tunery.bases import find_base
-from tunery.config import ServeSpec
+from tunery.config import Project
 from tunery.data.template import Template
 from tunery.engine.cluster import free_port
-from tunery.engine.vllm import Adapter
-from tunery.errors import ConfigError, EngineError, ModelError, ResourceError
-from tunery.serving import serve
+from tunery.errors import ConfigError, EngineError, ModelError, ResourceError, RunError
+from tunery.ops import runs
 from tunery.types import Example, Message
 
 MESSAGES = [{"role": "user", "content": "Do you have a red bike for my niece?"}]
@@ -32,63 +33,74 @@ def base(tiny_base):
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    return {
-        name: Adapter(name, make_adapter(tiny_base, folder / name, rank=rank, seed=rank), rank)
-        for name, rank in (("bikeshop@3", 8), ("viggo@1", 4))
-    }
+def home(tiny_base, tmp_path_factory):
+    """A project's home with versions of two names."""
+    folder = tmp_path_factory.mktemp("home")
+    for ref, rank in (("bikeshop@3", 8), ("viggo@1", 4)):
+        make_version(folder, tiny_base, ref, rank=rank)
+    return folder
+
+
+def project(home, base, /, **serve) -> Project:
+    settings = {"port": free_port("127.0.0.1", 0), "engine": FLOAT32, **serve}
+    train = {"model_name_or_path": str(base.path)}
+    return Project.model_validate({"home": str(home), "train": train, "serve": settings})
 
 
 # -- what is refused before anything starts ---------------------------------------------------------------
 
 
-def refused(spec, base, adapters=None, aliases=None):
-    with serve(spec, base=base, adapters=adapters or {}, aliases=aliases or {}, log_dir=Path("unused")):
+def refused(spec):
+    with tunery.serve(spec):
         pytest.fail("it was served")
 
 
-def test_a_port_in_use_is_named_and_a_free_one_offered(base):
+def test_a_port_in_use_is_named_and_a_free_one_offered(home, base):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=str(port)) as caught:
-            refused(ServeSpec(port=port), base)
+            refused(project(home, base, port=port))
     assert "--set serve.port=" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_it_binds_to_this_machine_only(base, host):
-    with pytest.raises(ConfigError, match="no authentication"):
-        refused(ServeSpec(host=host), base)
+def test_without_keys_it_binds_to_this_machine_only(home, base, host):
+    with pytest.raises(ConfigError, match="no API keys") as caught:
+        refused(project(home, base, host=host))
+    assert "tunery keys create" in (caught.value.hint or "")
 
 
-def test_names_are_unique_and_aliases_stand_for_something(base, adapters):
-    with pytest.raises(ConfigError, match="two served models"):
-        refused(ServeSpec(), base, adapters, {"viggo@1": "bikeshop@3"})
-    with pytest.raises(ConfigError, match="which is not served") as caught:
-        refused(ServeSpec(), base, adapters, {"bikeshop": "bikeshop@2"})
-    assert "bikeshop@3" in (caught.value.hint or "")
+def test_what_is_not_there_or_of_another_base_is_named(home, base, tmp_path):
+    with pytest.raises(RunError, match='no version "bikeshop@2"'):
+        refused(project(home, base, models=["bikeshop@2"]))
+    shutil.copytree(home, tmp_path / "home")
+    make_version(tmp_path / "home", base.path, "other@1", base_digest="another")
+    with pytest.raises(ModelError, match="other@1: not served") as caught:
+        refused(project(tmp_path / "home", base, base=str(base.path), models=["bikeshop", "other"]))
+    assert "serve.bases" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match="served twice"):
+        refused(project(home, base, bases=[{"base": str(base.path)}, {"base": str(base.path)}]))
 
 
-def test_an_incomplete_adapter_is_refused(base, tmp_path):
+def test_an_incomplete_adapter_is_refused(home, base, tmp_path):
+    shutil.copytree(home, tmp_path / "home")
+    (tmp_path / "home" / "models" / "viggo" / "1" / "adapter_config.json").unlink()
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
-        refused(ServeSpec(port=free_port("127.0.0.1", 0)), base, {"x@1": Adapter("x@1", tmp_path, 8)})
+        refused(project(tmp_path / "home", base))
 
 
-def test_a_failed_start_says_why_and_leaves_nothing(ray_session, base, tmp_path):
+def test_a_failed_start_says_why_and_leaves_nothing(ray_session, home, base):
     from ray import serve as ray_serve
 
-    port = free_port("127.0.0.1", 0)
-    spec = ServeSpec.model_validate({"port": port, "engine": {"engine_kwargs": {"max_model_len": 99_999}}})
-    with (
-        pytest.raises(EngineError, match=r"max_model_len \(99999\) is greater") as caught,
-        serve(spec, base=base, adapters={}, aliases={}, log_dir=tmp_path / "logs"),
-    ):
+    spec = project(home, base, engine={"engine_kwargs": {"max_model_len": 99_999}})
+    with pytest.raises(EngineError, match=r"max_model_len \(99999\) is greater") as caught, tunery.serve(spec):
         pytest.fail("it was served")
     assert "\n" not in caught.value.message
-    assert "Traceback" in (tmp_path / "logs" / "failure.log").read_text()
+    run = runs.list_runs(home)[0]
+    assert run.state == "failed"
+    assert "Traceback" in (run.path / "logs" / "failure.log").read_text()
     assert "failure.log" in (caught.value.hint or "")
-    assert free_port("127.0.0.1", port) == port
+    assert free_port("127.0.0.1", spec.serve.port) == spec.serve.port
     assert not ray_serve.status().applications
 
 
@@ -96,18 +108,9 @@ def test_a_failed_start_says_why_and_leaves_nothing(ray_session, base, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def running(ray_session, base, adapters, tmp_path_factory):
-    spec = ServeSpec.model_validate({"port": free_port("127.0.0.1", 0), "engine": FLOAT32})
+def running(ray_session, home, base):
     with ExitStack() as stack:
-        service = stack.enter_context(
-            serve(
-                spec,
-                base=base,
-                adapters=adapters,
-                aliases={"bikeshop": "bikeshop@3"},
-                log_dir=tmp_path_factory.mktemp("logs"),
-            )
-        )
+        service = stack.enter_context(tunery.serve(project(home, base)))
         yield service, stack
 
 
@@ -132,14 +135,14 @@ def post(service, path, **options):
 
 
 @pytest.mark.parametrize("name", ["tiny", "bikeshop@3", "viggo@1"])
-def test_answers_are_those_of_transformers_and_peft(client, base, adapters, name):
+def test_answers_are_those_of_transformers_and_peft(client, base, home, name):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    if name in adapters:
-        model = PeftModel.from_pretrained(model, adapters[name].path)
+    if name != "tiny":
+        model = PeftModel.from_pretrained(model, versions.get(home, name).adapter)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
@@ -147,7 +150,7 @@ def test_answers_are_those_of_transformers_and_peft(client, base, adapters, name
 
     answer = ask(client, name)
     assert answer.choices[0].token_ids == expected
-    assert answer.model == name
+    assert answer.model == (name if name == "tiny" else versions.served_id(versions.get(home, name)))
     assert answer.usage.completion_tokens == len(expected)
 
 
@@ -164,18 +167,20 @@ def test_every_model_has_an_answer_of_its_own(client):
     assert len({tuple(ids) for ids in answers.values()}) == 3
 
 
-def test_an_alias_answers_as_what_it_stands_for(client):
+def test_the_bare_name_answers_as_the_latest_version(client, home):
     answer = ask(client, "bikeshop")
-    assert answer.model == "bikeshop@3"
+    assert answer.model == versions.served_id(versions.get(home, "bikeshop@3"))
     assert answer.choices[0].token_ids == ask(client, "bikeshop@3").choices[0].token_ids
 
 
-def test_models_lists_base_adapters_and_aliases(service, client):
+def test_models_lists_bases_versions_and_names(service, client, home):
     models = {m.id: m for m in client.models.list()}
-    assert tuple(models) == service.models == ("tiny", "bikeshop@3", "viggo@1", "bikeshop")
+    ids = {ref: versions.served_id(versions.get(home, ref)) for ref in ("bikeshop@3", "viggo@1")}
+    assert set(models) == {"tiny", "bikeshop@3", "viggo@1", "bikeshop", "viggo", *ids.values()}
+    assert set(service.models) == set(models) - set(ids.values())
     assert models["tiny"].parent is None
     assert models["bikeshop@3"].parent == models["bikeshop"].parent == "tiny"
-    assert models["bikeshop"].root == "bikeshop@3"
+    assert models["bikeshop"].root == models["bikeshop@3"].root == ids["bikeshop@3"]
     assert client.models.retrieve("bikeshop@3").id == "bikeshop@3"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("bikeshop@4")
@@ -186,7 +191,7 @@ def test_a_stream_is_the_same_answer_in_pieces(client):
     chunks = list(ask(client, "bikeshop", stream=True, stream_options={"include_usage": True}))
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert {c.model for c in chunks} == {"bikeshop@3"}
+    assert {c.model for c in chunks} == {whole.model}
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
@@ -305,9 +310,9 @@ def test_a_client_that_leaves_ends_its_request(service, client, stream):
     assert last - before < 1900
 
 
-def test_a_second_service_on_the_same_ray_is_refused(service, base):
+def test_a_second_service_on_the_same_ray_is_refused(service, home, base):
     with pytest.raises(ResourceError, match="already runs"):
-        refused(ServeSpec(port=free_port("127.0.0.1", 0)), base)
+        refused(project(home, base))
 
 
 def test_the_end_of_the_block_ends_everything(running):
@@ -319,4 +324,4 @@ def test_the_end_of_the_block_ends_everything(running):
     stack.close()
     assert free_port("127.0.0.1", port) == port
     assert not ray_serve.status().applications
-    assert not [actor for actor in list_named_actors(all_namespaces=True) if "SERVE" in str(actor)]
+    assert not [a for a in list_named_actors(all_namespaces=True) if "SERVE" in str(a) or "directory" in str(a)]

@@ -352,7 +352,7 @@ def test_an_adapter_that_vllm_cannot_apply_is_refused_before_an_engine_starts(sh
     registry.register(tmp_path, "dora", plan, trained, profile=profile, run_id="train-1")
     spec.eval.dataset_dir = str(Path(shop.home) / "data")
     spec.serve.models = ["dora"]
-    for ask in (lambda: tunery.evaluate(spec), lambda: tunery.batch(spec), lambda: verbs.serve(spec).__enter__()):
+    for ask in (lambda: tunery.evaluate(spec), lambda: tunery.batch(spec), lambda: tunery.serve(spec).__enter__()):
         with pytest.raises(ModelError, match="does not apply DoRA") as caught:
             ask()
         assert "tunery models export dora@1" in (caught.value.hint or "")

@@ -5,6 +5,7 @@ A spec as written may leave keys out; `resolve` fills them, and the resolved spe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -305,6 +306,26 @@ class Autoscaling(Spec):
         return self
 
 
+class TelemetrySpec(Spec):
+    """What a service writes about its requests. Their contents are kept only where `request_log` names a place."""
+
+    access_log: bool = True
+    otlp_endpoint: str | None = None  # of a trace collector, as http://localhost:4318
+    request_log: str | None = None  # a folder or URL for Parquet files
+    request_log_sample: float = Field(default=1.0, gt=0, le=1)
+    redact: list[str] = Field(default_factory=list)  # "email", "phone", "number", or regular expressions
+
+    @field_validator("redact")
+    @classmethod
+    def _expressions(cls, value: list[str]) -> list[str]:
+        for text in value:
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise ValueError(f'"{text}" is no regular expression: {error}') from None
+        return value
+
+
 class ServedBase(Spec):
     """One base in a service, with the versions that it may answer as. A name stands for all its versions."""
 
@@ -328,6 +349,7 @@ class ServeSpec(ServedBase):
     max_queued_requests: int | None = Field(default=None, ge=0)  # of an engine; None: eight times what it runs at once
     request_timeout_s: float = Field(default=600.0, gt=0)
     drain_timeout_s: float = Field(default=30.0, ge=0)
+    telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
 
     @property
     def engines(self) -> list[ServedBase]:

@@ -16,6 +16,7 @@ from tunery.cli.options import HELP, AsJson, DryRun, ProjectFile, ProjectOption,
 from tunery.cli.options import open_screen as _screen
 from tunery.cli.options import read_project as _project
 from tunery.cli.runs import runs_app
+from tunery.cli.serving import models_alias, serve_until_stopped
 from tunery.errors import TuneryError
 
 app = typer.Typer(
@@ -184,7 +185,7 @@ def quickstart(
 
     with run(folder, data=data, sets=tuple(sets or ()), restart=restart, observer=observe) as service:
         if keep_serving:
-            _serve_until_stopped(screen, service.url)
+            serve_until_stopped(screen, service.url)
     if last.get("report"):
         last["report"]["report"].pop("samples", None)
     screen.result(last)
@@ -224,46 +225,6 @@ def train(
     screen.result({"run": run.id, **run.result})
 
 
-@app.command()
-def serve(
-    file: ProjectFile = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Serve the base and every registered version behind an OpenAI-compatible API, until Ctrl-C.
-
-    Example: [bold]tunery serve --set port=8080 --set 'models=[bikeshop@2]'[/]
-    """
-    from tunery.ops import services
-
-    screen = _screen(as_json)
-    spec = _project(file, sets, "serve")
-    if dry_run:
-        from tunery.versions import list_versions
-
-        refs = [v.ref for v in list_versions(Path(spec.home))] if spec.serve.models == "all" else spec.serve.models
-        facts = {"url": f"http://{spec.serve.host}:{spec.serve.port}/v1", "models": refs}
-        screen.table(("what", "value"), list(facts.items()))
-        screen.result(facts)
-        return
-    with services.serve(spec, observer=screen) as service:
-        screen.stop()
-        screen.result({"url": service.url, "models": service.models})
-        screen.say(f"{service.url}  models: {', '.join(service.models)}")
-        _serve_until_stopped(screen, service.url)
-
-
-def _serve_until_stopped(screen: Any, url: str) -> None:
-    screen.say(f"serving at {url} until Ctrl-C")
-    from contextlib import suppress
-    from threading import Event
-
-    with suppress(KeyboardInterrupt):
-        Event().wait()
-    screen.say("shutting down")
-
-
 @models_app.command("list")
 def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
     """List registered versions.
@@ -301,6 +262,9 @@ def models_show(
     version = dataclasses.asdict(get(Path(_project(project, None, None).home), ref))
     screen.table(("what", "value"), list(version.items()))
     screen.result(version)
+
+
+models_app.command("alias")(models_alias)
 
 
 @models_app.command("export")

@@ -72,10 +72,14 @@ def runs_logs(
     found = list_runs(home) if run is None else [get(home, run)]
     if not found:
         raise ConfigError("no runs yet", hint="`tunery train` makes one")
+    print_logs(found[0], lines, as_json)
+
+
+def print_logs(run: Run, lines: int, as_json: bool) -> None:
+    """The last `lines` of each of a run's logs."""
     screen = _screen(as_json)
-    files = [found[0].path / "metrics.jsonl", *sorted((found[0].path / "logs").rglob("*"))]
     tails: dict[str, list[str]] = {}
-    for path in files:
+    for path in [run.path / "metrics.jsonl", *sorted((run.path / "logs").rglob("*"))]:
         if path.is_file() and path.stat().st_size:
             tails[str(path)] = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
     for name, tail in tails.items():
@@ -83,7 +87,7 @@ def runs_logs(
         if not as_json:
             sys.stdout.write("\n".join(tail) + "\n")
             sys.stdout.flush()
-    screen.result({"run": found[0].id, "logs": tails})
+    screen.result({"run": run.id, "logs": tails})
 
 
 @runs_app.command("plot")

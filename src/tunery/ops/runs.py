@@ -137,6 +137,26 @@ def get(home: Path, run_id: str) -> Run:
     return _read(home / "runs" / hits[0])
 
 
+def end(home: Path, run_id: str, timeout: float) -> None:
+    """Ask the process of a run to end, as SIGTERM does; returns when it has.
+
+    Raises RunError when it runs on another machine, or goes on for more than `timeout` seconds.
+    """
+    status = read_json(get(home, run_id).path / "status.json")
+    if status["host"] != socket.gethostname():
+        raise RunError(f"run {run_id} is a process of {status['host']}", hint="end it there")
+    if not _alive(status):
+        return
+    process = psutil.Process(status["pid"])
+    process.terminate()
+    try:
+        process.wait(timeout)
+    except psutil.TimeoutExpired:
+        raise RunError(
+            f"run {run_id} has not ended within {timeout:.0f} s", hint=f"kill its process: {process.pid}"
+        ) from None
+
+
 def list_runs(home: Path) -> list[Run]:
     """All runs, newest first. A folder without a readable status is left out."""
     found = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunery import storage, versions
 from tunery.bases import Base, find_base
@@ -37,6 +38,76 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
             with run_service(plan) as service:
                 run.result(url=service.url, models=list(service.models))
                 yield service
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs: `state` is "ready", "starting" or "silent", which is none of both."""
+
+    run: str
+    url: str
+    state: str
+    since: str
+    replicas: int
+    models: tuple[str, ...]
+
+
+def running(project: AnyProject = None) -> list[Running]:
+    """The services that were started from this project and have not ended, the newest first."""
+    import httpx
+
+    found = []
+    for run in runs.list_runs(Path(as_project(project).home)):
+        if run.kind != "serve" or run.state != "running":
+            continue
+        url, state, replicas = run.result.get("url"), "starting", 0
+        if url:
+            try:
+                answer = httpx.get(f"{url.removesuffix('/v1')}/readyz", timeout=5, trust_env=False)
+                state = "ready" if answer.status_code == 200 else "starting"
+                replicas = sum(answer.json().get("replicas", {}).values())
+            except (httpx.HTTPError, ValueError):
+                state = "silent"
+        found.append(Running(run.id, url or "", state, run.started, replicas, tuple(run.result.get("models", ()))))
+    return found
+
+
+def stop(project: AnyProject = None, wanted: str | None = None, *, timeout: float = 120.0) -> list[str]:
+    """End the services that run from this project, or one run of them; what they were asked is answered first.
+
+    Returns their runs' ids. Raises RunError for one that runs on another machine, or does not end within `timeout` s.
+    """
+    home = Path(as_project(project).home)
+    ended = []
+    for service in running(project):
+        if wanted and not service.run.startswith(wanted):
+            continue
+        runs.end(home, service.run, timeout)
+        ended.append(service.run)
+    if wanted and not ended:
+        raise RunError(f'no service "{wanted}" is running', hint="`tunery serve status` shows what is")
+    return ended
+
+
+def describe(project: Project, config: Path | None = None, *, observer: Observer = silent) -> dict[str, Any]:
+    """What would be served; written to `config` too, as a file for Ray's `serve deploy`. Nothing is started."""
+    from tunery.serving.service import deploy_config
+
+    home = Path(project.home).resolve()
+    plan = plan_service(project, log_dir=home / "runs" / "deployed" / "logs", observer=observer)
+    if config:
+        import yaml
+
+        plan = replace(plan, alone=False)
+        storage.write_atomic(config, yaml.safe_dump(deploy_config(plan), sort_keys=False))
+    facts: dict[str, Any] = {"url": f"http://{plan.spec.host}:{plan.spec.port}/v1"}
+    for engine in plan.engines:
+        facts[engine.engine.name] = engine.engine.model
+        facts[f"{engine.engine.name}.engine_kwargs"] = dict(engine.config["engine_kwargs"])
+    facts["models"] = [v.ref for v in known_versions(plan.spec.registry or "", plan.log_dir) if any(
+        e.engine.admits(v) for e in plan.engines
+    )]  # fmt: skip
+    return facts
 
 
 def plan_service(project: Project, *, log_dir: Path, observer: Observer = silent) -> Plan:

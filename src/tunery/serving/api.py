@@ -19,27 +19,34 @@ from tunery.serving.streams import SECURITY
 
 log = logging.getLogger("ray.serve")
 
-_MESSAGES = {
-    "type": "array", "minItems": 1,
-    "items": {
-        "type": "object", "required": ["role", "content"],
-        "properties": {"role": {"type": "string", "enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
-    },
-}  # fmt: skip
-_COMMON = {
-    "model": {"type": "string"}, "max_tokens": {"type": "integer", "minimum": 1}, "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "stream": {"type": "boolean"}, "seed": {"type": "integer"},
-    "n": {"type": "integer", "minimum": 1, "maximum": 8}, "user": {"type": "string"},
-}  # fmt: skip
+_TEXT, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 1}
+_TURN = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"type": "string", "enum": ["system", "user", "assistant"]}, "content": _TEXT},
+}
+_SAMPLING = {
+    "max_tokens": _COUNT,
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 8},
+    "seed": {"type": "integer"},
+    "stream": {"type": "boolean"},
+    "user": _TEXT,
+}
+
+
+def _body(required: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    required = {"model": _TEXT, **required}
+    return {"type": "object", "required": list(required), "properties": {**required, **more}}
+
+
 BODIES: Mapping[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"required": ["model", "messages"], "properties": {**_COMMON, "messages": _MESSAGES}},
-    "/v1/completions": {"required": ["model", "prompt"], "properties": {**_COMMON, "prompt": {"type": "string"}}},
-    "/v1/responses": {
-        "required": ["model", "input"],
-        "properties": {"model": {"type": "string"}, "input": {"type": "string"}, "max_output_tokens": {"type": "integer", "minimum": 1}},
-    },
-    "/v1/embeddings": {"required": ["model", "input"], "properties": {"model": {"type": "string"}, "input": {"type": "string"}}},
-}  # fmt: skip
+    "/v1/chat/completions": _body({"messages": {"type": "array", "minItems": 1, "items": _TURN}}, **_SAMPLING),
+    "/v1/completions": _body({"prompt": _TEXT}, **_SAMPLING),
+    "/v1/responses": _body({"input": _TEXT}, max_output_tokens=_COUNT, stream={"type": "boolean"}),
+    "/v1/embeddings": _body({"input": _TEXT}),
+}
 _ERROR = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
@@ -62,8 +69,7 @@ def described(body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"responses": responses}
     if body:
-        schema = {"type": "object", **body}
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return found
 
 
@@ -113,13 +119,13 @@ def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManage
 
     @app.get("/v1/models", openapi_extra=described())
     async def models(request: Request) -> Response:
-        gateway.identify(request)
+        gateway.allow(gateway.identify(request), "/v1/models")
         cards = gateway.catalog.cards(gateway.shown_aliases)
         return JSONResponse({"object": "list", "data": list(cards.values())}, headers=SECURITY)
 
     @app.get("/v1/models/{name:path}", openapi_extra=described())
     async def model(request: Request, name: str) -> Response:
-        gateway.identify(request)
+        gateway.allow(gateway.identify(request), "/v1/models")
         cards = gateway.catalog.cards(gateway.shown_aliases)
         if name not in cards:
             raise gateway.unknown(name)
@@ -141,11 +147,11 @@ def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManage
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
-        gateway.identify(request)
+        gateway.allow(gateway.identify(request), "metrics")
         texts: dict[str, str] = {}
         for upstream in gateway.upstreams.values():
             texts |= await upstream.scrape()
-            gateway.telemetry.engine(upstream.name, len(upstream.replicas), upstream.queued, upstream.in_flight)
+            gateway.telemetry.engine(upstream.name, len(upstream.replicas), upstream.queued)
         return PlainTextResponse(gateway.telemetry.render(texts), headers=SECURITY)
 
     if gateway.spec.cors:

@@ -82,7 +82,7 @@ class Forward(Response):
         async with self._upstream.ask(self.path, sent, headers, stream=False) as answer:
             if answer.status >= 400:
                 raise translated(answer.status, answer.body)
-            self.call.seen.first_token()
+            self.call.seen.chunk()
             await send.whole(answer.status, answer.body, {"content-type": answer.content_type} | self.call.headers)
         found = json.loads(answer.body)
         if self.shadow:
@@ -102,7 +102,7 @@ class Forward(Response):
         async with self._upstream.ask(self.path, sent, headers, stream=True) as answer:
             if answer.rest is None:
                 raise translated(answer.status, answer.body)
-            self.call.seen.first_token()
+            self.call.seen.chunk()
             await send.start(200, {"content-type": answer.content_type, **self.call.headers})
             await send.body(usage.read(answer.first))
             async for chunk in answer.rest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from tunery.serving.catalog import Catalog, Served
 from tunery.serving.refusal import Refusal, translated, unknown_model
 from tunery.serving.streams import said
 from tunery.serving.upstream import ADAPTER, ADAPTER_PATH, Upstream
+from tunery.storage import read_json
 from tunery.tasks import task_by_name
 
 if TYPE_CHECKING:
@@ -61,13 +63,8 @@ class Call:
         if self.grant:
             self.grant.settle(prompt + completion)
             self.grant.release()
-        self.seen.end(
-            status,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            cached_tokens=details.get("cached_tokens") or 0,
-            error_code=code,
-        )
+        cached = details.get("cached_tokens") or 0
+        self.seen.end(status, prompt=prompt, completion=completion, cached=cached, code=code)
 
 
 class Gateway:
@@ -102,8 +99,7 @@ class Gateway:
         if self.draining:
             raise Refusal(503, "The service is stopping.", code="unavailable", headers={"Retry-After": "5"})
         key = self.identify(request)
-        if key and not key.allows_endpoint(route):
-            raise Refusal(403, f"This key may not use {route}.", code="endpoint_not_allowed")
+        self.allow(key, route)
         grant = None
         if key:
             from tunery.serving.limits import OverLimit
@@ -111,11 +107,17 @@ class Gateway:
             try:
                 grant = self.limits.admit(key)
             except OverLimit as over:
-                headers = {**over.headers, "Retry-After": str(max(1, -(-int(over.retry_after * 1000) // 1000)))}
+                headers = {**over.headers, "Retry-After": str(max(1, math.ceil(over.retry_after)))}
                 message = f"This key is over its limit of {over.what}; ask again in {over.retry_after:.0f} s."
                 raise Refusal(429, message, code="rate_limit_exceeded", headers=headers) from None
-        seen = self.telemetry.begin(route=route, key=key.name if key else "", headers=request.headers)
-        return Call(request_id(request), route, key, grant, seen)
+        name = request_id(request)
+        seen = self.telemetry.begin(route=route, key=key.name if key else "", headers=request.headers, request=name)
+        return Call(name, route, key, grant, seen)
+
+    def allow(self, key: Key | None, route: str) -> None:
+        """Raises Refusal where the key's scope leaves `route` out."""
+        if key and not key.allows_endpoint(route.removeprefix("/v1/").partition("/")[0]):
+            raise Refusal(403, f"This key may not use {route}.", code="endpoint_not_allowed")
 
     def identify(self, request: Request) -> Key | None:
         """The caller's key; None where no keys were made, and the service answers this machine alone."""
@@ -223,8 +225,7 @@ class Gateway:
         task.result()
 
     async def _compare(self, served: Served) -> None:
-        from tunery.storage import read_json
-
+        self.telemetry.loads.labels(served.ref).inc()
         assert served.version is not None
         file = served.version.adapter / "prompts.json"
         for sample in read_json(file) if file.exists() else []:
@@ -258,7 +259,7 @@ class Gateway:
         except Exception as error:
             log.warning("The shadow %s has not answered: %s", shadow, error)
             outcome = "error"
-        self.telemetry.shadowed(served.ref, shadow, outcome)
+        self.telemetry.shadows.labels(served.ref, shadow, outcome).inc()
 
 
 def _alike(served: Served, ours: str | None, theirs: str | None) -> bool:

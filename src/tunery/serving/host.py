@@ -55,7 +55,7 @@ class Host:
         self._gateway = Gateway(
             spec, self._catalog, upstreams,
             keys=KeyStore(home / "keys.json"), aliases=Aliases(home / "aliases.json"), limits=Limits(),
-            telemetry=Telemetry(),
+            telemetry=Telemetry(spec.telemetry, log_dir),
         )  # fmt: skip
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._look())]
         await self._listen(build(self._gateway))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Listener:
             """Signals are Ray's business."""
 
             def capture_signals(self) -> Any:
-                return suppress()
+                return nullcontext()
 
         self._sock = sock
         self._server = Server(

@@ -154,7 +154,7 @@ def deploy_config(plan: Plan) -> dict[str, Any]:
     return {
         "proxy_location": "Disabled",
         "applications": [
-            {"name": name, "import_path": f"tunery.serving.service:{builders[name]}", "route_prefix": None, "args": args}
+            {"name": name, "import_path": f"{__name__}:{builders[name]}", "route_prefix": None, "args": args}
             for name, args in plan.applications().items()
         ],
     }  # fmt: skip
@@ -234,12 +234,10 @@ def start(plan: Plan) -> Service:
     args = plan.applications()
     try:
         ray_serve.start(proxy_location="Disabled", logging_config=logs)
+        apps = {name: (gateway_app if name == GATEWAY else engine_app)(args[name]) for name in args}
         targets = [
-            ray_serve.RunTarget(
-                (gateway_app if name == GATEWAY else engine_app)(args[name]), name=name, route_prefix=None, logging_config=logs
-            )
-            for name in args
-        ]  # fmt: skip
+            ray_serve.RunTarget(app, name=name, route_prefix=None, logging_config=logs) for name, app in apps.items()
+        ]
         ray_serve.run_many(targets, wait_for_applications_running=False)
         _await_running(list(args), deadline, plan.log_dir)
         gateway = ray_serve.get_app_handle(GATEWAY)

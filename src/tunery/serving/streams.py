@@ -20,7 +20,7 @@ SECURITY = {
 class Usage:
     """Finds the token counts in an engine's events; with `hide` the event that holds nothing else is left out.
 
-    That event is asked for with every stream, since limits and metrics count tokens, whether the client wants it or not.
+    That event is asked for with every stream, since limits and metrics count tokens whether the client does or not.
     """
 
     def __init__(self, *, hide: bool) -> None:

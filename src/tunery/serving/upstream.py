@@ -20,12 +20,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 # Headers between the gateway and its replicas; raw, as ASGI has them.
-SECRET, ADAPTER, ADAPTER_PATH, AGAIN = (
-    b"x-tunery-secret",
-    b"x-tunery-adapter",
-    b"x-tunery-adapter-path",
-    b"x-tunery-again",
-)
+SECRET, AGAIN = b"x-tunery-secret", b"x-tunery-again"
+ADAPTER, ADAPTER_PATH = b"x-tunery-adapter", b"x-tunery-adapter-path"
 PROBE = 0.25  # seconds between two looks at a replica that did not answer
 
 
