@@ -36,8 +36,20 @@ def base(tiny_base):
 def home(tiny_base, tmp_path_factory):
     """A project's home with versions of two names."""
     folder = tmp_path_factory.mktemp("home")
+    instruction = "Turn it into one function call."
     for ref, rank in (("bikeshop@3", 8), ("viggo@1", 4)):
-        make_version(folder, tiny_base, ref, rank=rank)
+        make_version(folder, tiny_base, ref, rank=rank, instruction=instruction)
+    rows = [(f"a {c} bike for {n}", f"give(colour[{c}], name[{n}])") for c in ("red", "blue") for n in ("Ada", "Bo", "Cy")]
+    (folder / "models" / "bikeshop" / "3" / "profile.json").write_text(json.dumps(learn(task_by_name("function"), rows).to_dict()))
+    example = Example("1", (Message("user", f"{instruction}\na red bike for Ada"),), "give(colour[red], name[Ada])")
+    template = Template("chatml", load_tokenizer(find_base(str(tiny_base))))
+    samples = prompt_samples([example], template.rows([example]))
+    (folder / "models" / "bikeshop" / "3" / "prompts.json").write_text(json.dumps(samples))
+    samples[0]["prompt_token_ids"][3] += 1  # as another layout would have written it
+    (folder / "models" / "viggo" / "1" / "prompts.json").write_text("[]")
+    make_version(folder, tiny_base, "twisted@1", rank=4)
+    (folder / "models" / "twisted" / "1" / "prompts.json").write_text(json.dumps(samples))
+    make_version(folder, tiny_base, "wide@1", rank=8, seed=3)
     return folder
 
 

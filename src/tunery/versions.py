@@ -17,8 +17,10 @@ from tunery.data.template import Template, check_prompts
 from tunery.errors import ModelError, RunError, TuneryError
 from tunery.storage import read_json
 from tunery.tasks import Profile
+from tunery.tasks.confidence import Calibrator
 from tunery.types import ModelVersion
 
+CALIBRATION = "calibration.json"  # what the last evaluation with calibration has left with a version
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -63,6 +65,19 @@ def profile_of(version: ModelVersion) -> Profile | None:
         return Profile.from_dict(read_json(file))
     except (KeyError, TypeError, AttributeError) as exc:
         raise RunError(f"profile.json was written by another Tunery: {exc!r}", where=str(file.parent)) from None
+
+
+def calibration_of(version: ModelVersion) -> tuple[Calibrator | None, Calibrator | None]:
+    """What an evaluation of `version` has learnt of its confidences: of whole answers, and of single values."""
+    file = version.adapter / CALIBRATION
+    if not file.exists():
+        return None, None
+    try:
+        found = read_json(file)
+        row, slot = (found[k] and Calibrator.from_dict(found[k]) for k in ("row", "slot"))
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise RunError(f"{CALIBRATION} was written by another Tunery: {exc!r}", where=str(file.parent)) from None
+    return row, slot
 
 
 def check_base(version: ModelVersion, base: Base) -> None:

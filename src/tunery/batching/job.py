@@ -15,12 +15,12 @@ from tunery import storage
 from tunery.batching.openai import Requests
 from tunery.batching.output import Output
 from tunery.batching.pipeline import Again, Answering, Job, Shape, run
-from tunery.batching.rows import ANSWER_TOKENS, TEXT_COLUMNS, Model, Table
+from tunery.batching.rows import TEXT_COLUMNS, Table
 from tunery.batching.source import Source, find
 from tunery.config import BatchSpec, nearest
-from tunery.data.template import quick_template
 from tunery.engine.vllm import Adapter, Setup, generate_dataset
 from tunery.errors import ConfigError, DataError, RunError
+from tunery.extraction import ANSWER_TOKENS, Model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,7 +119,7 @@ def prepare(
     _check_ids(source, shape)
     sampling = spec.sampling.model_dump(exclude={"max_tokens"}, exclude_none=True)
     distinct = {m.label: m for m in models.values()}
-    stops = {i for m in distinct.values() for i in quick_template(m.base, m.template).stop_ids}
+    stops = {i for m in distinct.values() for i in m.writer.stop_ids}
     sampling |= {"stop_token_ids": sorted(stops)}
     if spec.confidence and not spec.openai:
         sampling["logprobs"] = 0
@@ -270,7 +270,7 @@ def _manifest(spec: BatchSpec, source: Source, setup: Setup, models: Mapping[str
             m.label: {
                 "base": m.base.digest,
                 "adapter": adapters.get(m.adapter or ""),
-                "template": quick_template(m.base, m.template).digest,
+                "template": m.writer.digest,
                 "task": m.task,
                 "system": m.system,
                 "instruction": m.instruction,

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunery.batching.rows import Ask, Model, fitting, messages_of, prompts_of
-from tunery.data.template import quick_template
+from tunery.batching.rows import Ask, fitting, messages_of, prompts_of
 from tunery.errors import DataError
+from tunery.extraction import Model
 from tunery.types import Example
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -32,7 +32,6 @@ class Requests:
     context: int
     limit: int
     created: int
-    trust_remote_code: bool = False
     constrained: bool = False  # a request says itself what its answer shall be like
     names: frozenset[str] = frozenset()
 
@@ -60,7 +59,7 @@ class Requests:
         model = self.models[name]
         sampling = _sampling(body)
         limit = next((body[k] for k in _LIMITS if body.get(k) is not None), self.limit if url == CHAT else 16)
-        template = quick_template(model.base, model.template, self.trust_remote_code)
+        template = model.writer
         if url == CHAT:
             example = Example("", messages_of(body.get("messages")), None)
             (prompt,) = prompts_of(template, [example])

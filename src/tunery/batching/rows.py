@@ -5,53 +5,23 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunery.bases import Base
 from tunery.data.files import json_type
-from tunery.data.template import Template, quick_template
+from tunery.data.template import Template
 from tunery.errors import DataError, TuneryError
-from tunery.tasks import Profile, Structure, Task, task_by_name
-from tunery.tasks.confidence import Calibrator, placed, row_confidence, slot_confidences
-from tunery.tasks.score import Value, values_of
+from tunery.extraction import Model
+from tunery.tasks import Task, task_by_name
 from tunery.types import Example, Message
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ANSWER_TOKENS = 512
 TEXT_COLUMNS = ("text", "input", "sentence", "content", "query", "prompt", "messages")
 ROW_SAMPLING = frozenset(
     "temperature top_p top_k min_p max_tokens seed stop presence_penalty frequency_penalty repetition_penalty".split()
 )
-
-
-@dataclass(frozen=True)
-class Model:
-    """One of the models that rows can be answered by, as workers need it: no weights.
-
-    `calibration` maps probabilities of whole answers and of single values to confidences, where an evaluation of the
-    version has learnt how.
-    """
-
-    label: str
-    base: Base
-    template: str
-    task: str
-    adapter: str | None = None
-    system: str | None = None
-    instruction: str | None = None
-    profile: Profile | None = None
-    calibration: tuple[Calibrator | None, Calibrator | None] = (None, None)
-
-    @functools.cached_property
-    def has_grammar(self) -> bool:
-        return self.grammar() is not None
-
-    def grammar(self) -> dict[str, Any] | None:
-        """What answers are constrained to, where the task and the training rows tell."""
-        return task_by_name(self.task).grammar(self.profile) if self.profile else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +49,6 @@ class Table:
     limit: int
     constrained: bool
     prefix: str = ""
-    trust_remote_code: bool = False
-    seen: dict[int, str] = field(default_factory=dict, compare=False, repr=False)  # texts of tokens
-
-    def template(self, model: Model) -> Template:
-        return quick_template(model.base, model.template, self.trust_remote_code)
 
     def ask(self, rows: Sequence[Mapping[str, Any]]) -> list[Ask | str]:
         """Each row's request, or why it cannot be asked."""
@@ -107,7 +72,7 @@ class Table:
         for places in wanted.values():
             first = found[places[0]]
             assert isinstance(first, Ask)
-            prompts = prompts_of(self.template(first.model), [e for i in places if (e := examples[i])])
+            prompts = prompts_of(first.model.writer, [e for i in places if (e := examples[i])])
             for i, prompt in zip(places, prompts, strict=True):
                 ask = found[i]
                 assert isinstance(ask, Ask)
@@ -131,10 +96,8 @@ class Table:
             return Example("", messages_of(value), None)
         if not isinstance(value, str):
             raise DataError(f'column "{column}" holds {json_type(value)}, not text')
-        before = row["system"] if isinstance(row.get("system"), str) else model.system
-        own = row["instruction"] if isinstance(row.get("instruction"), str) else model.instruction
-        turns = (Message("user", "\n".join(filter(None, (own, value)))),)
-        return Example("", (Message("system", before), *turns) if before else turns, None)
+        own = {key: row[key] for key in ("system", "instruction") if isinstance(row.get(key), str)}
+        return model.example(value, **own)
 
     def _text(self, example: Example, model: Model) -> str:
         return example.text.removeprefix(f"{model.instruction}\n") if model.instruction else example.text
@@ -189,20 +152,14 @@ class Table:
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """The row with its answer, and what it adds to the batch's counts; `ask` is (model's label, text)."""
         model = next(m for m in self.models.values() if m.label == ask[0])
-        task = task_by_name(model.task)
-        text = completion["text"].strip()
-        said = task.parse(text)
-        values = values_of(task, said, ask[1], model.profile)
-        probability, sure = self._confidence(model, said, completion)
-        whole, each = model.calibration
-        confidence = whole(probability) if whole else None
+        read = model.read(ask[1], completion)
         own = {
-            "output": text,
-            "parsed": said and said.canonical,
-            "value": _record(task, said),
-            "spans": [_span(v, each(c) if each else None) for v, c in zip(values, sure, strict=True)],
-            "probability": _rounded(probability),
-            "confidence": _rounded(confidence),
+            "output": read.text,
+            "parsed": read.parsed,
+            "value": read.value,
+            "spans": read.spans,
+            "probability": read.probability,
+            "confidence": read.confidence,
             "finish_reason": completion["finish_reason"],
             "prompt_tokens": completion["prompt_tokens"],
             "completion_tokens": completion["completion_tokens"],
@@ -210,27 +167,16 @@ class Table:
         }
         if "id" not in self.columns:
             own = {"row_id": row_id, **own}
-        best = confidence if confidence is not None else probability
+        best = read.confidence if read.confidence is not None else read.probability
         counts: dict[str, float] = {
-            "parsed": said is not None,
-            "values": len(values),
-            "flagged": sum(v.flag is not None for v in values),
+            "parsed": read.parsed is not None,
+            "values": len(read.spans),
+            "flagged": sum(span["flag"] is not None for span in read.spans),
             "unsure": best is not None and best < 0.5,
         }
         if "gold" in self.columns:
-            counts |= _gold(task, text, row.get(self.columns["gold"]))
+            counts |= _gold(task_by_name(model.task), read.text, row.get(self.columns["gold"]))
         return {**row, **{self.prefix + k: v for k, v in own.items()}}, counts
-
-    def _confidence(
-        self, model: Model, said: Structure | None, completion: Mapping[str, Any]
-    ) -> tuple[float | None, Sequence[float | None]]:
-        slots = said.slots if said else ()
-        ids, logprobs = completion["token_ids"], completion["logprobs"]
-        if not ids or not logprobs:
-            return None, [None] * len(slots)
-        tokens = placed(ids, logprobs, completion["text"], self.template(model).tokenizer, self.seen)
-        each = slot_confidences(said, completion["text"].strip(), tokens) if said else []
-        return row_confidence(tokens), each
 
     def failure(self, row_id: str, where: str, row: Any, reason: str) -> dict[str, Any]:
         """A row of the errors table; `row` is its columns, or the text of what is no row."""
@@ -278,33 +224,6 @@ def fitting(ask: Ask, prompt: list[int], context: int) -> Ask | str:
     if len(prompt) >= context:
         return f"the prompt has {len(prompt):,} tokens, the model's context is {context:,}"
     return Ask(ask.model, prompt, ask.text, ask.max_tokens, ask.sampling)
-
-
-def _record(task: Task, said: Structure | None) -> dict[str, Any] | None:
-    """{attribute: value, or a list where there are several}."""
-    if said is None:
-        return None
-    found: dict[str, Any] = {}
-    for path, value in said.slots:
-        name = task.attribute(path)
-        if name not in found:
-            found[name] = value
-        else:
-            found[name] = [*(found[name] if isinstance(found[name], list) else [found[name]]), value]
-    return found
-
-
-def _span(value: Value, confidence: float | None) -> dict[str, Any]:
-    g = value.grounding
-    return {
-        "attribute": value.attribute, "value": value.value, "start": g.start, "end": g.end, "kind": g.kind,
-        "flag": value.flag, "confidence": _rounded(confidence),
-    }  # fmt: skip
-
-
-def _rounded(p: float | None) -> float | None:
-    """To what a sum of log-probabilities is good for: its last digits depend on what was computed beside it."""
-    return None if p is None else round(p, 4)
 
 
 def _gold(task: Task, text: str, gold: Any) -> dict[str, float]:

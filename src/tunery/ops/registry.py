@@ -19,7 +19,7 @@ from tunery.data.template import common_turns, prompt_samples
 from tunery.storage import write_json_atomic
 from tunery.tasks import Profile, learn
 from tunery.training import Plan, Trained, model_files
-from tunery.types import ModelVersion
+from tunery.types import ModelVersion, Report
 
 
 def learn_profile(plan: Plan) -> Profile:
@@ -75,6 +75,17 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def keep_calibration(version: ModelVersion, report: Report) -> None:
+    """Leave what an evaluation has learnt of a version's confidences with it, for batches and services to use."""
+    try:
+        found = report.details[version.ref]["confidence"]
+        learnt = {part: found[part]["calibrator"] for part in ("row", "slot")}
+    except (KeyError, TypeError):
+        return
+    if any(learnt.values()):
+        write_json_atomic(version.adapter / versions.CALIBRATION, learnt)
 
 
 def _digest(folder: Path) -> str:

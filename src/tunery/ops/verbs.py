@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from tunery import versions
 from tunery.bases import Base, find_base, load_tokenizer
 from tunery.config import BatchSpec, Project, TrainSpec, in_project, load_project, parse, placed_train
-from tunery.errors import ConfigError, ModelError, RunError, TuneryError
+from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
 from tunery.types import Dataset, ModelVersion, Report, Run
 
 if TYPE_CHECKING:
-    from tunery.batching import Batch, BatchResult, Model
+    from tunery.batching import Batch, BatchResult
     from tunery.data.template import Template
     from tunery.engine.vllm import Adapter
     from tunery.evaluation import Comparison
+    from tunery.extraction import Model
     from tunery.tasks import Profile
-    from tunery.tasks.confidence import Calibrator
 
 Observer = Callable[[Mapping[str, Any]], None]
 AnyProject = Project | TrainSpec | Mapping[str, Any] | str | Path | None
@@ -236,6 +236,7 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
             verdicts = check_gate(conditions, report.metrics[loaded.label], baseline or report.metrics.get(BASE))
             record["gate"] = [asdict(v) for v in verdicts]
         report = replace(report, record=record)
+        registry.keep_calibration(version, report)
         paths = write_report(report, run.path)
         scores = {label: {k: m.value for k, m in found.items()} for label, found in report.metrics.items()}
         run.result(
@@ -452,39 +453,16 @@ def _for_batch(project: Project, name: str) -> Loaded:
     if name != "base":
         return _for_engine(project, name, quick=True)
     base = find_base(placed_train(project).model_name_or_path, allow_pickle=project.train.allow_pickle)
-    return Loaded("base", base, None, quick_template(base, project.train.template or "auto"), None)
+    trusted = project.train.trust_remote_code
+    return Loaded("base", base, None, quick_template(base, project.train.template or "auto", trusted), None)
 
 
 def _model(project: Project, loaded: Loaded) -> Model:
-    from tunery.batching import Model
+    from tunery.extraction import Model, model_of
 
     version = loaded.version
-    if version is None:
-        return Model(loaded.label, loaded.base, loaded.template.name, "text", instruction=project.batch.instruction)
-    return Model(
-        label=loaded.label,
-        base=loaded.base,
-        template=loaded.template.name,
-        task=version.task,
-        adapter=loaded.adapter and loaded.adapter.name,
-        system=version.system,
-        instruction=project.batch.instruction or version.instruction,
-        profile=versions.profile_of(version),
-        calibration=_calibration(project, version),
-    )
-
-
-def _calibration(project: Project, version: ModelVersion) -> tuple[Calibrator | None, Calibrator | None]:
-    """What the last evaluation of `version` has learnt of its confidences, of answers and of single values."""
-    from tunery.tasks.confidence import Calibrator
-
-    for run in runs.list_runs(Path(project.home)):
-        if run.kind == "eval" and run.state == "succeeded" and run.result.get("model") == version.ref:
-            try:
-                found = read_json(run.path / "report.json")["details"][version.ref]["confidence"]
-                row, slot = (found[k]["calibrator"] for k in ("row", "slot"))
-            except (TuneryError, KeyError, TypeError):
-                continue
-            if row or slot:
-                return row and Calibrator.from_dict(row), slot and Calibrator.from_dict(slot)
-    return None, None
+    instruction, trusted = project.batch.instruction, project.train.trust_remote_code
+    if version is not None:
+        return model_of(version, loaded.base, instruction=instruction, trust_remote_code=trusted)
+    name = loaded.template.name
+    return Model(loaded.label, loaded.base, name, "text", instruction=instruction, trust_remote_code=trusted)

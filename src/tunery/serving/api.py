@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from tunery.serving.extract import MOST_TEXTS, extract
 from tunery.serving.forward import Forward
 from tunery.serving.gateway import PROXIED, Call, Gateway, request_id
 from tunery.serving.refusal import Refusal
-from tunery.serving.streams import SECURITY
+from tunery.serving.streams import SECURITY, disconnected
 
 log = logging.getLogger("ray.serve")
+T = TypeVar("T")
 
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 1}
 _TURN = {
@@ -47,6 +50,21 @@ BODIES: Mapping[str, dict[str, Any]] = {
     "/v1/responses": _body({"input": _TEXT}, max_output_tokens=_COUNT, stream={"type": "boolean"}),
     "/v1/embeddings": _body({"input": _TEXT}),
 }
+EXTRACT: dict[str, Any] = {
+    "type": "object",
+    "required": ["model"],
+    "properties": {
+        "model": _TEXT,
+        "text": {"type": "string", "minLength": 1},
+        "texts": {"type": "array", "minItems": 1, "maxItems": MOST_TEXTS, "items": {"type": "string", "minLength": 1}},
+        "instruction": {"type": "string", "description": "Instead of the one that the version was trained with."},
+        "max_tokens": _COUNT,
+        "grammar": {"type": "boolean", "description": "Whether the task's grammar holds. Default: true."},
+        "user": _TEXT,
+    },
+    "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
+    "additionalProperties": False,
+}
 _ERROR = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
@@ -71,6 +89,20 @@ def described(body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     if body:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return found
+
+
+async def leaving(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; when the client leaves it is cancelled, and Refusal raised."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(disconnected(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Refusal(499, "The client has left.", code="client_left")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
 
 
 def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
@@ -116,6 +148,20 @@ def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManage
 
     for path in PROXIED:
         proxied(path)
+
+    @app.post("/v1/extract", openapi_extra=described(EXTRACT))
+    async def extracted(request: Request) -> Response:
+        call = gateway.admit(request, "/v1/extract")
+        try:
+            body = await gateway.body(request)
+            found = await leaving(request, extract(gateway, call, body))
+        except Refusal as refusal:
+            call.end(refusal.status, code=refusal.code)
+            return refused(request, refusal, call)
+        except Exception:
+            call.end(500, code="internal_error")
+            raise
+        return JSONResponse(found, headers={**SECURITY, **call.headers})
 
     @app.get("/v1/models", openapi_extra=described())
     async def models(request: Request) -> Response:

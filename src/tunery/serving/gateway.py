@@ -27,6 +27,7 @@ from tunery.tasks import task_by_name
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from tunery.extraction import Model
     from tunery.serving.aliases import Aliases
     from tunery.serving.keys import Key, KeyStore
     from tunery.serving.limits import Grant, Limits
@@ -89,6 +90,7 @@ class Gateway:
         self.limits = limits
         self.telemetry = telemetry
         self.draining = False
+        self.extractors: dict[str, tuple[Model, dict[str, Any] | None]] = {}  # by served id, with the grammar
         self._checked: dict[str, asyncio.Task[None]] = {}  # of served ids: are their prompts those of training
         self._behind: set[asyncio.Task[None]] = set()  # shadows under way
 

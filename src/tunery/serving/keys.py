@@ -72,11 +72,20 @@ class KeyStore:
         if wrong := [f"{k} is {v}" for k, v in given.items() if v is not None and v < 1]:
             raise ConfigError(f"a limit must be 1 or more: {', '.join(wrong)}")
         secret = f"tnr-{secrets.token_urlsafe(32)}"
+        requests, tokens, at_once = (given[name] for name in LIMITS)
         key = Key(
-            **given, id=f"key-{secrets.token_hex(4)}", name=name, digest=_digest(secret), prefix=secret[:8],
-            models=tuple(models), endpoints=tuple(endpoints), created=_now(),
+            id=f"key-{secrets.token_hex(4)}",
+            name=name,
+            digest=_digest(secret),
+            prefix=secret[:8],
+            models=tuple(models),
+            endpoints=tuple(endpoints),
+            requests_per_minute=requests,
+            tokens_per_minute=tokens,
+            concurrent_requests=at_once,
+            created=_now(),
             expires=expires.astimezone(UTC).isoformat(timespec="seconds") if expires else None,
-        )  # fmt: skip
+        )
         with self._file.changing() as state:
             if any(k["name"] == name and not k["revoked"] for k in state["keys"]):
                 raise ConfigError(f'there is a key "{name}" already', hint="revoke it first, or choose another name")
