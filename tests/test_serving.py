@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from conftest import make_version
+from prometheus_client.parser import text_string_to_metric_families as families
 
 import tunery
 from tunery import versions
-from tunery.bases import find_base
+from tunery.bases import find_base, load_tokenizer
 from tunery.config import Project
-from tunery.data.template import Template
+from tunery.data.template import Template, prompt_samples
 from tunery.engine.cluster import free_port
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError, RunError
 from tunery.ops import runs
+from tunery.ops.access import create_key, remove_alias, revoke_key, set_alias
+from tunery.tasks import learn, task_by_name
 from tunery.types import Example, Message
 
 MESSAGES = [{"role": "user", "content": "Do you have a red bike for my niece?"}]
@@ -39,8 +47,9 @@ def home(tiny_base, tmp_path_factory):
     instruction = "Turn it into one function call."
     for ref, rank in (("bikeshop@3", 8), ("viggo@1", 4)):
         make_version(folder, tiny_base, ref, rank=rank, instruction=instruction)
-    rows = [(f"a {c} bike for {n}", f"give(colour[{c}], name[{n}])") for c in ("red", "blue") for n in ("Ada", "Bo", "Cy")]
-    (folder / "models" / "bikeshop" / "3" / "profile.json").write_text(json.dumps(learn(task_by_name("function"), rows).to_dict()))
+    rows = [(f"a {colour} bike", f"give(colour[{colour}])") for colour in ("red", "blue") * 12]
+    profile = learn(task_by_name("function"), rows).to_dict()
+    (folder / "models" / "bikeshop" / "3" / "profile.json").write_text(json.dumps(profile))
     example = Example("1", (Message("user", f"{instruction}\na red bike for Ada"),), "give(colour[red], name[Ada])")
     template = Template("chatml", load_tokenizer(find_base(str(tiny_base))))
     samples = prompt_samples([example], template.rows([example]))
@@ -49,7 +58,6 @@ def home(tiny_base, tmp_path_factory):
     (folder / "models" / "viggo" / "1" / "prompts.json").write_text("[]")
     make_version(folder, tiny_base, "twisted@1", rank=4)
     (folder / "models" / "twisted" / "1" / "prompts.json").write_text(json.dumps(samples))
-    make_version(folder, tiny_base, "wide@1", rank=8, seed=3)
     return folder
 
 
@@ -122,7 +130,7 @@ def test_a_failed_start_says_why_and_leaves_nothing(ray_session, home, base):
 @pytest.fixture(scope="module")
 def running(ray_session, home, base):
     with ExitStack() as stack:
-        service = stack.enter_context(tunery.serve(project(home, base)))
+        service = stack.enter_context(tunery.serve(project(home, base, replicas=2)))
         yield service, stack
 
 
@@ -188,8 +196,9 @@ def test_the_bare_name_answers_as_the_latest_version(client, home):
 def test_models_lists_bases_versions_and_names(service, client, home):
     models = {m.id: m for m in client.models.list()}
     ids = {ref: versions.served_id(versions.get(home, ref)) for ref in ("bikeshop@3", "viggo@1")}
-    assert set(models) == {"tiny", "bikeshop@3", "viggo@1", "bikeshop", "viggo", *ids.values()}
-    assert set(service.models) == set(models) - set(ids.values())
+    assert set(models) > {"tiny", "bikeshop@3", "viggo@1", "bikeshop", "viggo", *ids.values()}
+    assert set(service.models) > {"tiny", "bikeshop@3", "viggo@1", "bikeshop", "viggo"}
+    assert not set(service.models) & set(ids.values())
     assert models["tiny"].parent is None
     assert models["bikeshop@3"].parent == models["bikeshop"].parent == "tiny"
     assert models["bikeshop"].root == models["bikeshop@3"].root == ids["bikeshop@3"]
@@ -295,8 +304,8 @@ def test_other_paths_methods_and_origins_are_refused_in_the_same_form(service):
 
 def test_health_and_metrics_answer(service):
     root = service.url.removesuffix("/v1")
-    assert httpx.get(root + "/health", trust_env=False).status_code == 200
-    assert httpx.get(root + "/metrics", trust_env=False).status_code == 200
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+        assert httpx.get(root + path, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -320,6 +329,235 @@ def test_a_client_that_leaves_ends_its_request(service, client, stream):
     while last != (last := generated()):
         time.sleep(1)
     assert last - before < 1900
+
+
+# -- extraction -------------------------------------------------------------------------------------------
+
+
+def test_extract_reads_values_with_places_and_confidences(service):
+    answer = post(service, "/extract", json={"model": "bikeshop", "text": "a red bike for Ada"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["version"] == "bikeshop@3"
+    assert found["finish_reason"] == "stop"  # the grammar ends what a random model would go on with
+    assert found["parsed"] == found["output"]
+    assert found["value"]["colour"] in ("red", "blue")
+    assert 0 < found["probability"] <= 1
+    for span in found["spans"]:
+        assert span["kind"] in ("verbatim", "normalised", "inferred")
+        if span["kind"] == "verbatim":
+            assert "a red bike for Ada"[span["start"] : span["end"]] == span["value"]
+    assert found["usage"]["prompt_tokens"] > 0
+
+
+def test_extract_is_what_the_chat_with_the_trained_prompt_says(service, client):
+    """One layout for training, batch and extract: the instruction of the training rows stands before the text."""
+    text = "a red bike for Ada"
+    found = post(
+        service, "/extract", json={"model": "bikeshop", "text": text, "grammar": False, "max_tokens": 8}
+    ).json()
+    turn = {"role": "user", "content": f"Turn it into one function call.\n{text}"}
+    said = client.chat.completions.create(model="bikeshop", messages=[turn], max_tokens=8, temperature=0)
+    assert found["output"] == said.choices[0].message.content.strip()
+
+
+def test_extract_takes_many_texts_and_keeps_their_order(service):
+    texts = [f"a {c} bike for {n}" for c in ("red", "blue") for n in ("Ada", "Bo", "Cy")]
+    many = post(service, "/extract", json={"model": "bikeshop", "texts": texts}).json()["results"]
+    one = post(service, "/extract", json={"model": "bikeshop", "text": texts[4]}).json()
+    assert len(many) == len(texts)
+    assert many[4]["output"] == one["output"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": "bikeshop"}, 400, '"text" or "texts"'),
+        ({"model": "bikeshop", "text": ""}, 400, "not empty"),
+        ({"model": "bikeshop", "texts": []}, 400, "not empty"),
+        ({"model": "bikeshop", "texts": ["x"] * 257}, 400, "257 texts are too many"),
+        ({"model": "bikeshop", "text": "x", "tempo": 1}, 400, "Unknown: tempo"),
+        ({"model": "bikeshop", "text": "x", "max_tokens": 0}, 400, "max_tokens"),
+        ({"model": "bikeshop", "text": "x" * 3000}, 400, "context length"),
+        ({"model": "tiny", "text": "x"}, 400, "no trained prompt"),
+        ({"model": "ghost", "text": "x"}, 404, "does not exist"),
+    ],
+)
+def test_a_bad_extraction_says_what_is_wrong(service, body, status, said):
+    answer = post(service, "/extract", json=body)
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
+
+
+# -- versions and names while it runs ---------------------------------------------------------------------
+
+
+def test_a_version_that_is_registered_now_answers_now(client, home, base):
+    with pytest.raises(openai.NotFoundError):
+        ask(client, "fresh")
+    version = make_version(home, base.path, "fresh@1", rank=8, seed=5)
+    time.sleep(0.6)
+    assert ask(client, "fresh").model == versions.served_id(version)
+
+
+def test_versions_that_cannot_be_asked_say_why(client, home, base):
+    """Of higher rank than the engine was started for; with prompts that the engine would write otherwise."""
+    make_version(home, base.path, "huge@1", rank=64)
+    time.sleep(0.6)
+    with pytest.raises(openai.NotFoundError, match=r"its rank is 64, this engine takes up to 8; .*max_lora_rank=64"):
+        ask(client, "huge")
+    with pytest.raises(openai.InternalServerError, match=r"twisted@1 was trained on prompts other than"):
+        ask(client, "twisted")
+
+
+def test_a_hundred_adapters_over_one_base(client, home, base):
+    """Far more than the engine keeps at once: each is loaded when it is asked, and each has its own weights."""
+    first = make_version(home, base.path, "many@1", rank=8, seed=1).adapter
+    for i in range(2, 101):
+        shutil.copytree(first, first.parent / str(i))
+        entry = json.loads((first / "version.json").read_text()) | {"version": i, "run_id": f"run-{i}"}
+        (first.parent / str(i) / "version.json").write_text(json.dumps(entry))
+    make_version(home, base.path, "many@50", rank=8, seed=50)
+    time.sleep(0.6)
+    answers = {i: ask(client, f"many@{i}", max_tokens=4) for i in range(1, 101)}
+    assert len({a.model for a in answers.values()}) == 100
+    assert len({str(a.choices[0].token_ids) for a in answers.values()}) == 2
+    assert answers[1].choices[0].token_ids == ask(client, "many@1", max_tokens=4).choices[0].token_ids  # loaded again
+
+
+def test_an_alias_splits_and_shadows(service, client, home):
+    set_alias("prod", {"bikeshop@3": 50, "viggo@1": 50}, shadow="fresh@1", project={"home": str(home)})
+    time.sleep(1)
+    answers = {u: ask(client, "prod", user=f"user-{u}", max_tokens=2).model for u in range(20)}
+    assert len(set(answers.values())) == 2
+    assert ask(client, "prod", user="user-3", max_tokens=2).model == answers[3]
+    assert "prod" in {m.id for m in client.models.list()}
+    wait_for(lambda: any(s.labels["shadow"] == "fresh@1" for s in samples(service, "tunery_shadow_total")))
+    remove_alias("prod", project={"home": str(home)})
+    time.sleep(1)
+    with pytest.raises(openai.NotFoundError):
+        ask(client, "prod")
+
+
+def samples(service, name: str | None = None) -> list[Any]:
+    """The samples of /metrics, or those of one name."""
+    text = httpx.get(service.url.removesuffix("/v1") + "/metrics", trust_env=False).text
+    return [s for family in families(text) for s in family.samples if name in (None, s.name)]
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+# -- what is seen -----------------------------------------------------------------------------------------
+
+
+def test_metrics_tell_models_apart_and_replicas(service, client):
+    ask(client, "bikeshop", max_tokens=3)
+    list(ask(client, "bikeshop", max_tokens=5, stream=True))
+    (requests,) = (
+        s for s in samples(service, "tunery_requests_total")
+        if (s.labels["model"], s.labels["route"], s.labels["status"]) == ("bikeshop", "/v1/chat/completions", "200")
+    )  # fmt: skip
+    assert requests.labels["version"] == "bikeshop@3"
+    assert requests.value >= 2
+    assert any(s.value > 0 for s in samples(service, "tunery_tpot_seconds_count"))
+    assert [s.value for s in samples(service, "tunery_replicas")] == [2]
+    assert len({s.labels["replica"] for s in samples(service, "vllm:generation_tokens_total")}) == 2
+
+
+def test_the_access_log_has_all_but_contents(service, client, home):
+    secret = "unspeakable"
+    client.chat.completions.create(
+        model="bikeshop",
+        messages=[{"role": "user", "content": secret}],
+        max_tokens=3,
+        extra_headers={"x-request-id": "mine-1"},
+    )
+    (log,) = (runs.list_runs(home)[0].path / "logs").glob("access.jsonl")
+    wait_for(lambda: "mine-1" in log.read_text())
+    line = next(line for line in map(json.loads, log.read_text().splitlines()) if line["request"] == "mine-1")
+    assert (line["model"], line["version"], line["status"], line["completion_tokens"]) == (
+        "bikeshop",
+        "bikeshop@3",
+        200,
+        3,
+    )
+    assert secret not in log.read_text()
+
+
+# -- keys -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(home):
+    """Keys for the length of a test; without any, the service is open to this machine again."""
+    yield lambda name, **settings: create_key(name, project={"home": str(home)}, **settings)[1]
+    (home / "keys.json").unlink()
+    time.sleep(1)
+
+
+def test_keys_scopes_and_limits(service, keys, home):
+    crm = keys("crm", models=["bikeshop*"], endpoints=["chat", "models"], requests_per_minute=3)
+    other = keys("other")
+    time.sleep(1)
+
+    def status(secret: str | None, path: str = "/chat/completions", model: str = "bikeshop") -> httpx.Response:
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        body = {"model": model, "messages": MESSAGES, "prompt": "x", "max_tokens": 2}
+        return post(service, path, json=body, headers=headers)
+
+    assert (status(None).status_code, status("tnr-wrong").status_code) == (401, 401)
+    assert status(None).headers["www-authenticate"] == "Bearer"
+    first = status(crm)
+    assert first.status_code == 200
+    assert first.headers["x-ratelimit-limit-requests"] == "3"
+    assert first.headers["x-ratelimit-remaining-requests"] == "2"
+    assert status(crm, "/completions").json()["error"]["code"] == "endpoint_not_allowed"
+    assert status(crm, model="viggo").json()["error"]["code"] == "model_not_allowed"
+    assert status(crm).status_code == 200
+    over = status(crm)
+    assert over.status_code == 429
+    assert 1 <= int(over.headers["retry-after"]) <= 60
+    assert status(other).status_code == 200
+    revoke_key("other", project={"home": str(home)})
+    time.sleep(1)
+    assert "revoked" in status(other).json()["error"]["message"]
+
+
+def test_what_is_too_large_is_not_read(service):
+    body = json.dumps({"model": "bikeshop", "messages": MESSAGES, "user": "x" * (5 << 20)})
+    assert post(service, "/chat/completions", content=body).json()["error"]["code"] == "request_too_large"
+    chunked = (part.encode() for part in (body[: 1 << 20], body[1 << 20 :]))
+    assert post(service, "/chat/completions", content=chunked).status_code == 413
+
+
+# -- faults -----------------------------------------------------------------------------------------------
+
+
+def replicas() -> set[int]:
+    """The process ids of the engine's replicas."""
+    return {
+        p.pid
+        for p in psutil.process_iter(["cmdline"])
+        if "ray::ServeReplica:engine" in " ".join(p.info["cmdline"] or [])
+    }
+
+
+def test_a_killed_replica_costs_no_request(service, client):
+    """Requests under way are asked again; a stream that has begun ends with an error event."""
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, client, "bikeshop", max_tokens=40, seed=i) for i in range(40)]
+        wait_for(lambda: sum(f.done() for f in asked) > 4)
+        victim = min(replicas())
+        os.kill(victim, signal.SIGKILL)
+        answers = [f.result() for f in asked]
+    expected = ask(client, "bikeshop", max_tokens=40).choices[0].token_ids
+    assert all(a.choices[0].token_ids == expected for a in answers)
+    wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2] and victim not in replicas(), 90)
 
 
 def test_a_second_service_on_the_same_ray_is_refused(service, home, base):

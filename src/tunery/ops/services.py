@@ -16,6 +16,8 @@ from tunery.ops import runs
 from tunery.ops.verbs import AnyProject, Observer, as_project, in_ray, silent, untuned
 from tunery.types import ModelVersion
 
+PRELOADED = 8  # adapters at most, unless they are named
+
 if TYPE_CHECKING:
     from tunery.serving import EnginePlan, Plan, Service
 
@@ -36,6 +38,8 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
         with in_ray(project, run.logs):
             observer({"event": "stage", "text": "starting the engine" + "s" * (len(plan.engines) > 1)})
             with run_service(plan) as service:
+                for name, why in service.faults.items():
+                    observer({"event": "note", "text": f"{name} does not answer: {why}"})
                 run.result(url=service.url, models=list(service.models))
                 yield service
 
@@ -128,15 +132,14 @@ def plan_service(project: Project, *, log_dir: Path, observer: Observer = silent
     doubles = {p.engine.model for p in engines if [q.engine.model for q in engines].count(p.engine.model) > 1}
     if doubles:
         raise ConfigError(f"{', '.join(sorted(doubles))} would be served twice", hint="name each base once")
-    latest = {v.name: v.ref for v in known if any(p.engine.admits(v) for p in engines) and not v.whole}
-    preload = (
-        {"latest": list(latest.values())[:8], "none": []}.get(spec.preload)
-        if isinstance(spec.preload, str)
-        else spec.preload
-    )
+    served = {v.name: v.ref for v in known if any(p.engine.admits(v) for p in engines) and not v.whole}
+    preload = spec.preload if isinstance(spec.preload, list) else []
+    if spec.preload == "latest":
+        preload = list(served.values())[:PRELOADED]
+    named = isinstance(spec.preload, list) or any(s.models != "all" for s in spec.engines)
     return Plan(
-        spec.model_copy(update={"registry": registry}), engines, home, log_dir.resolve(),
-        preload=preload or [], alone=project.ray.address is None,
+        spec.model_copy(update={"registry": registry}), engines, home, log_dir.resolve(), preload=preload,
+        required=preload if named else (), alone=project.ray.address is None,
     )  # fmt: skip
 
 

@@ -133,7 +133,7 @@ class Catalog:
                 served = self._seen[version.adapter]
                 if served:
                     table[served.id] = table[version.ref] = served
-                    if not served.fault:
+                    if not served.fault or version.name not in latest:
                         latest[version.name] = served
             self._by_name = table | latest
 

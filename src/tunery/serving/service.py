@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Service:
 
     url: str
     models: tuple[str, ...]
+    faults: Mapping[str, str] = field(default_factory=dict)  # versions that do not answer, and why
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Plan:
     home: Path
     log_dir: Path
     preload: Sequence[str] = ()
+    required: Sequence[str] = ()  # those of `preload` without which there is no service
     alone: bool = True
     name: str = "tunery"
 
@@ -249,9 +251,9 @@ def start(plan: Plan) -> Service:
         models = gateway.models.remote().result(timeout_s=ANSWER_TIMEOUT)
     except (RayError, RuntimeError, TimeoutError) as error:
         raise EngineError(f"Ray Serve did not start: {cause(str(error))}", hint=f"its logs: {plan.log_dir}") from error
-    if faults:
-        raise EngineError("; ".join(f'"{name}" does not answer: {why}' for name, why in faults.items()))
-    return Service(f"http://{plan.spec.host}:{plan.spec.port}/v1", tuple(models))
+    if lacking := [name for name in faults if name in (*plan.required, *(p.engine.model for p in plan.engines))]:
+        raise EngineError("; ".join(f'"{name}" does not answer: {faults[name]}' for name in lacking))
+    return Service(f"http://{plan.spec.host}:{plan.spec.port}/v1", tuple(models), faults)
 
 
 def _connected() -> bool:
