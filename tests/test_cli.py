@@ -16,7 +16,8 @@ VERBS = [
     "init", "doctor", "quickstart", "train", "eval", "batch", "serve", "data import", "data export", "data check",
     "data show", "data stats", "data split", "data sample", "data prepare",
     "models list", "models show", "models base", "runs list", "runs show", "runs logs", "runs plot", "runs compare",
-    "eval compare",
+    "eval compare", "models alias", "serve status", "serve stop", "serve logs", "keys create", "keys list",
+    "keys revoke",
 ]  # fmt: skip
 
 

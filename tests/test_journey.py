@@ -219,16 +219,31 @@ def test_eval_batch_and_serve_give_vllm_the_prompts_of_training(project, trained
     tunery.batch(spec)
     assert sorted(map(json.loads, heard.read_text().splitlines())) == sorted(wanted)
 
+    bare = other_layout(project)
+    served = prepare(verbs.placed_train(bare))
     spec.serve.port = free_port("127.0.0.1", 0)
     with tunery.serve(spec) as service:
-        for example, ids in zip(plan.examples, wanted, strict=False):
-            messages = [{"role": m.role, "content": m.content} for m in example.messages]
-            body = {"model": "shop", "messages": messages, "max_tokens": 1, "return_token_ids": True}
-            answer = httpx.post(f"{service.url}/chat/completions", json=body, timeout=60, trust_env=False)
-            assert answer.json()["prompt_token_ids"] == ids
+        for name, examples, rows in (("shop", plan.examples, plan.rows), ("bare", served.examples, served.rows)):
+            for example, row in zip(examples[:3], rows[:3], strict=True):
+                messages = [{"role": m.role, "content": m.content} for m in example.messages]
+                body = {"model": name, "messages": messages, "max_tokens": 1, "return_token_ids": True}
+                answer = httpx.post(f"{service.url}/chat/completions", json=body, timeout=60, trust_env=False)
+                assert answer.json()["prompt_token_ids"] == row.prompt
 
 
-def test_other_prompts_than_those_of_training_are_refused_by_eval_batch_and_serve(project, trained, tmp_path):
+def other_layout(project):
+    """A version trained with Qwen's default system turn, over a base whose chat template has none."""
+    spec = project.model_copy(deep=True)
+    spec.model, spec.train.template, spec.train.max_steps = "bare", "qwen", 1
+    rows = [{"instruction": "Colour?", "input": f"red {i}", "output": "c(n[red])"} for i in range(4)]
+    file = Path(project.home) / "data" / "bare.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec.train.dataset, spec.train.eval_dataset = str(file), None
+    tunery.train(spec)
+    return spec
+
+
+def test_other_prompts_than_those_of_training_are_refused_by_eval_and_batch(project, trained, tmp_path):
     file = versions.get(Path(project.home), "shop@1").adapter / "prompts.json"
     honest = file.read_text()
     samples = json.loads(honest)
@@ -237,26 +252,11 @@ def test_other_prompts_than_those_of_training_are_refused_by_eval_batch_and_serv
     spec.batch.input, spec.batch.output = str(tmp_path / "rows.csv"), str(tmp_path / "answers.jsonl")
     file.write_text(json.dumps(samples))
     try:
-        for verb in (tunery.evaluate, tunery.batch, lambda spec: tunery.serve(spec).__enter__()):
+        for verb in (tunery.evaluate, tunery.batch):
             with pytest.raises(ModelError, match=r"shop@1: .* does not write the prompts it was trained on"):
                 verb(spec)
     finally:
         file.write_text(honest)
-
-
-def test_a_version_whose_template_the_server_does_not_write_is_not_served(project, trained):
-    """Trained with Qwen's default system turn, over a base whose chat template has none."""
-    spec = project.model_copy(deep=True)
-    spec.model, spec.train.template, spec.train.max_steps = "bare", "qwen", 1
-    rows = [{"instruction": "Colour?", "input": f"red {i}", "output": "c(n[red])"} for i in range(4)]
-    file = Path(project.home) / "data" / "bare.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec.train.dataset, spec.train.eval_dataset = str(file), None
-    tunery.train(spec)
-    spec.serve.models = ["bare"]
-    assert verbs.load_model(spec, "bare").template.name == "qwen"
-    with pytest.raises(ModelError, match='template "auto" does not write'), tunery.serve(spec):
-        pytest.fail("it was served")
 
 
 def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(project, trained, tmp_path):

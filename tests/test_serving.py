@@ -47,7 +47,7 @@ def home(tiny_base, tmp_path_factory):
     instruction = "Turn it into one function call."
     for ref, rank in (("bikeshop@3", 8), ("viggo@1", 4)):
         make_version(folder, tiny_base, ref, rank=rank, instruction=instruction)
-    rows = [(f"a {colour} bike", f"give(colour[{colour}])") for colour in ("red", "blue") * 12]
+    rows = [(f"a bike like {x}", f"give(colour[{c}])") for x, c in [("blood", "red"), ("the sea", "blue")] * 12]
     profile = learn(task_by_name("function"), rows).to_dict()
     (folder / "models" / "bikeshop" / "3" / "profile.json").write_text(json.dumps(profile))
     example = Example("1", (Message("user", f"{instruction}\na red bike for Ada"),), "give(colour[red], name[Ada])")
