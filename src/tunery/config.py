@@ -160,6 +160,12 @@ class TrainSpec(Spec):
             raise ValueError("is empty")
         return value
 
+    @field_validator("eval_strategy", "save_strategy", mode="before")
+    @classmethod
+    def _no(cls, value: Any) -> Any:
+        """YAML reads a bare `no` as false."""
+        return "no" if value is False else value
+
     @field_validator("fsdp", mode="before")
     @classmethod
     def _full_shards(cls, value: Any) -> Any:
@@ -346,6 +352,7 @@ class ServeSpec(ServedBase):
     preload: list[str] | Literal["latest", "none"] = "latest"  # adapters to load before the service is ready
     cors: list[str] = Field(default_factory=list)  # origins of pages that may ask
     max_body_bytes: int = Field(default=4 << 20, ge=1)
+    max_file_bytes: int = Field(default=512 << 20, ge=1)  # of an upload
     max_queued_requests: int | None = Field(default=None, ge=0)  # of an engine; None: eight times what it runs at once
     request_timeout_s: float = Field(default=600.0, gt=0)
     drain_timeout_s: float = Field(default=30.0, ge=0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -13,11 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from tunery.serving.batches import Batches
 from tunery.serving.extract import MOST_TEXTS, extract
+from tunery.serving.files import Files
 from tunery.serving.forward import Forward
 from tunery.serving.gateway import PROXIED, Call, Gateway, request_id
 from tunery.serving.refusal import Refusal
 from tunery.serving.streams import SECURITY, disconnected
+from tunery.serving.uploads import add_routes
 
 log = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -105,12 +107,9 @@ async def leaving(request: Request, work: Coroutine[Any, Any, T]) -> T:
         gone.cancel()
 
 
-def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
-    """The application. `lifespan` is what has to run while it does."""
-    from fastapi import FastAPI
-    from starlette.exceptions import HTTPException
-
-    app = FastAPI(title="Tunery", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
+    """The application."""
+    app = FastAPI(title="Tunery", docs_url=None, redoc_url=None, redirect_slashes=False)
 
     def refused(request: Request, refusal: Refusal, call: Call | None = None) -> Response:
         headers = {**SECURITY, "x-request-id": call.id if call else request_id(request), **refusal.headers}
@@ -200,6 +199,7 @@ def build(gateway: Gateway, lifespan: Callable[[Any], AbstractAsyncContextManage
             gateway.telemetry.engine(upstream.name, len(upstream.replicas), upstream.queued)
         return PlainTextResponse(gateway.telemetry.render(texts), headers=SECURITY)
 
+    add_routes(app, gateway, files, batches, described)
     if gateway.spec.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=gateway.spec.cors, allow_methods=["GET", "POST", "DELETE"],

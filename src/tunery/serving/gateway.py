@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from tunery.config import ServeSpec
 from tunery.serving.catalog import Catalog, Served
-from tunery.serving.refusal import Refusal, translated, unknown_model
+from tunery.serving.limits import OverLimit
+from tunery.serving.refusal import Refusal, busy, translated, unknown_model
 from tunery.serving.streams import said
 from tunery.serving.upstream import ADAPTER, ADAPTER_PATH, Upstream
 from tunery.storage import read_json
@@ -98,23 +99,26 @@ class Gateway:
 
     def admit(self, request: Request, route: str) -> Call:
         """Let the request in, or raise Refusal."""
-        if self.draining:
-            raise Refusal(503, "The service is stopping.", code="unavailable", headers={"Retry-After": "5"})
-        key = self.identify(request)
-        self.allow(key, route)
-        grant = None
-        if key:
-            from tunery.serving.limits import OverLimit
-
-            try:
-                grant = self.limits.admit(key)
-            except OverLimit as over:
-                headers = {**over.headers, "Retry-After": str(max(1, math.ceil(over.retry_after)))}
-                message = f"This key is over its limit of {over.what}; ask again in {over.retry_after:.0f} s."
-                raise Refusal(429, message, code="rate_limit_exceeded", headers=headers) from None
         name = request_id(request)
-        seen = self.telemetry.begin(route=route, key=key.name if key else "", headers=request.headers, request=name)
-        return Call(name, route, key, grant, seen)
+        seen = self.telemetry.begin(route=route, headers=request.headers, request=name)
+        try:
+            if self.draining:
+                raise busy("The service is stopping.", retry_after=5)
+            key = self.identify(request)
+            seen.key = key.name if key else ""
+            self.allow(key, route)
+            return Call(name, route, key, self._granted(key) if key else None, seen)
+        except Refusal as refusal:
+            seen.end(refusal.status, code=refusal.code)
+            raise
+
+    def _granted(self, key: Key) -> Grant:
+        try:
+            return self.limits.admit(key)
+        except OverLimit as over:
+            headers = {**over.headers, "Retry-After": str(max(1, math.ceil(over.retry_after)))}
+            message = f"This key is over its limit of {over.what}; ask again in {over.retry_after:.0f} s."
+            raise Refusal(429, message, code="rate_limit_exceeded", headers=headers) from None
 
     def allow(self, key: Key | None, route: str) -> None:
         """Raises Refusal where the key's scope leaves `route` out."""
@@ -142,18 +146,23 @@ class Gateway:
 
     def resolve(self, call: Call, name: Any, sticky: str | None) -> tuple[Served, str | None]:
         """What `name` stands for, and the version that is to answer in its shadow. Raises Refusal."""
+        served, shadow = self.named(name, call.key, sticky)
+        call.named(name, served.ref)
+        return served, shadow
+
+    def named(self, name: Any, key: Key | None, sticky: str | None) -> tuple[Served, str | None]:
+        """The same, for whoever asks with `key`."""
         if not isinstance(name, str) or not name:
             raise Refusal(400, 'Name a model in "model"; GET /v1/models lists them.', param="model")
         split = self.aliases.all().get(name)
-        ref = self.aliases.pick(name, sticky or (call.key.id if call.key else None)) if split else name
+        ref = self.aliases.pick(name, sticky or (key.id if key else None)) if split else name
         served = self.catalog.find(ref)
-        if call.key and not any(map(call.key.allows_model, {name, ref} if served is None else {name, served.ref})):
+        if key and not any(map(key.allows_model, {name, ref} if served is None else {name, served.ref})):
             raise Refusal(403, f"This key may not use the model `{name}`.", code="model_not_allowed", param="model")
         if served is None:
             raise self.unknown(name)
         if served.fault:
             raise unknown_model(name, {}, served.fault)
-        call.named(name, served.ref)
         return served, self.aliases.shadow(name) if split else None
 
     def unknown(self, name: str) -> Refusal:

@@ -37,6 +37,8 @@ class Host:
 
         from tunery.serving.aliases import Aliases
         from tunery.serving.api import build
+        from tunery.serving.batches import Batches
+        from tunery.serving.files import Files
         from tunery.serving.keys import KeyStore
         from tunery.serving.limits import Limits
         from tunery.serving.telemetry import Telemetry
@@ -57,8 +59,10 @@ class Host:
             keys=KeyStore(home / "keys.json"), aliases=Aliases(home / "aliases.json"), limits=Limits(),
             telemetry=Telemetry(spec.telemetry, log_dir),
         )  # fmt: skip
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._look())]
-        await self._listen(build(self._gateway))
+        files = Files(home / "files")
+        batches = Batches(home / "batches", files, self._gateway)
+        self._tasks = [asyncio.create_task(work) for work in (self._follow(), self._look(), batches.run())]
+        await self._listen(build(self._gateway, files, batches))
 
     async def _listen(self, app: Any) -> None:
         family = socket.AF_INET6 if ":" in self._spec.host else socket.AF_INET

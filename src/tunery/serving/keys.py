@@ -96,6 +96,10 @@ class KeyStore:
         """All keys, the oldest first; revoked and expired ones too."""
         return list(self._file.value.values())
 
+    def by_id(self, key_id: str) -> Key | None:
+        """None for a key that there is not, or not any more."""
+        return next((k for k in self.list() if k.id == key_id), None)
+
     def revoke(self, wanted: str) -> Key:
         """Revoke the key of that name or id, for good. Raises RunError when there is none."""
         with self._file.changing() as state:

@@ -54,11 +54,11 @@ class Telemetry:
 
             self._tracer = Tracer(spec.otlp_endpoint)
 
-    def begin(self, *, route: str, key: str, headers: Mapping[str, str], request: str) -> Observation:
+    def begin(self, *, route: str, headers: Mapping[str, str], request: str) -> Observation:
         """A request has come in; its `headers` may say which trace it belongs to."""
         self.in_flight.inc()
         span = self._tracer.begin(route, headers) if self._tracer else None
-        return Observation(self, route, key, request, span)
+        return Observation(self, route, request, span)
 
     def engine(self, name: str, replicas: int, queued: int) -> None:
         self.replicas.labels(name).set(replicas)
@@ -84,8 +84,9 @@ class Telemetry:
 class Observation:
     """One request, from its arrival to its last byte."""
 
-    def __init__(self, telemetry: Telemetry, route: str, key: str, request: str, span: Span | None) -> None:
-        self._all, self._route, self._key, self._request, self._span = telemetry, route, key, request, span
+    def __init__(self, telemetry: Telemetry, route: str, request: str, span: Span | None) -> None:
+        self._all, self._route, self._request, self._span = telemetry, route, request, span
+        self.key = ""  # its name
         self._began = time.perf_counter()
         self._first = self._last = 0.0
         self._chunks = 0
@@ -115,7 +116,7 @@ class Observation:
             return
         self._ended = True
         now = time.perf_counter()
-        who = (self._model, self._version, self._key, self._route)
+        who = (self._model, self._version, self.key, self._route)
         t = self._all
         t.in_flight.dec()
         t.requests.labels(*who, str(status)).inc()
@@ -132,7 +133,7 @@ class Observation:
         if self._span:
             self._span.end(status, self._model, self._version, prompt, completion)
         t.log({
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": self._request, "key": self._key,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": self._request, "key": self.key,
             "route": self._route, "model": self._model, "version": self._version, "status": status, "code": code,
             "ms": round(1000 * (now - self._began), 1),
             "ttft_ms": round(1000 * (self._first - self._began), 1) if self._first else None,
