@@ -122,6 +122,7 @@ def test_a_row_that_kills_the_engine_is_one_failed_row(straight, batch, tmp_path
     assert Path(retried.output).read_bytes() == straight
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_with_the_same_command(straight, rows, tiny_base, bucket, tmp_path):
     """Twice, with the output on S3: `tunery batch` as it is typed."""
     project = {

@@ -10,6 +10,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,9 +48,9 @@ def home(tiny_base, tmp_path_factory):
     instruction = "Turn it into one function call."
     for ref, rank in (("bikeshop@3", 8), ("viggo@1", 4)):
         make_version(folder, tiny_base, ref, rank=rank, instruction=instruction)
-    rows = [(f"a bike like {x}", f"give(colour[{c}])") for x, c in [("blood", "red"), ("the sea", "blue")] * 12]
-    profile = learn(task_by_name("function"), rows).to_dict()
-    (folder / "models" / "bikeshop" / "3" / "profile.json").write_text(json.dumps(profile))
+    make_version(folder, tiny_base, "colour@1", rank=4, task="label", instruction="Name the colour.")
+    profile = learn(task_by_name("label"), [("a red bike", "red"), ("a blue bike", "blue")] * 12).to_dict()
+    (folder / "models" / "colour" / "1" / "profile.json").write_text(json.dumps(profile))
     example = Example("1", (Message("user", f"{instruction}\na red bike for Ada"),), "give(colour[red], name[Ada])")
     template = Template("chatml", load_tokenizer(find_base(str(tiny_base))))
     samples = prompt_samples([example], template.rows([example]))
@@ -335,18 +336,17 @@ def test_a_client_that_leaves_ends_its_request(service, client, stream):
 
 
 def test_extract_reads_values_with_places_and_confidences(service):
-    answer = post(service, "/extract", json={"model": "bikeshop", "text": "a red bike for Ada"})
+    text = "a red and a blue bike for Ada"
+    answer = post(service, "/extract", json={"model": "colour", "text": text})
     assert answer.status_code == 200, answer.text
     found = answer.json()
-    assert found["version"] == "bikeshop@3"
+    assert found["version"] == "colour@1"
     assert found["finish_reason"] == "stop"  # the grammar ends what a random model would go on with
-    assert found["parsed"] == found["output"]
-    assert found["value"]["colour"] in ("red", "blue")
+    assert found["output"] == found["parsed"] == found["value"]["label"]
     assert 0 < found["probability"] <= 1
-    for span in found["spans"]:
-        assert span["kind"] in ("verbatim", "normalised", "inferred")
-        if span["kind"] == "verbatim":
-            assert "a red bike for Ada"[span["start"] : span["end"]] == span["value"]
+    (span,) = found["spans"]
+    assert span["value"] in ("red", "blue")
+    assert (span["kind"], text[span["start"] : span["end"]]) == ("verbatim", span["value"])
     assert found["usage"]["prompt_tokens"] > 0
 
 
@@ -363,8 +363,8 @@ def test_extract_is_what_the_chat_with_the_trained_prompt_says(service, client):
 
 def test_extract_takes_many_texts_and_keeps_their_order(service):
     texts = [f"a {c} bike for {n}" for c in ("red", "blue") for n in ("Ada", "Bo", "Cy")]
-    many = post(service, "/extract", json={"model": "bikeshop", "texts": texts}).json()["results"]
-    one = post(service, "/extract", json={"model": "bikeshop", "text": texts[4]}).json()
+    many = post(service, "/extract", json={"model": "colour", "texts": texts}).json()["results"]
+    one = post(service, "/extract", json={"model": "colour", "text": texts[4]}).json()
     assert len(many) == len(texts)
     assert many[4]["output"] == one["output"]
 
@@ -450,6 +450,98 @@ def wait_for(condition, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+# -- files and batches ------------------------------------------------------------------------------------
+
+
+def requests_file(folder: Path, n: int, model: str = "bikeshop", **body: Any) -> Path:
+    """`n` requests as OpenAI's batch files have them."""
+    asked = {"model": model, "messages": MESSAGES, "max_tokens": 4, "temperature": 0, **body}
+    lines = [
+        {"custom_id": f"row-{i}", "method": "POST", "url": "/v1/chat/completions", "body": {**asked, "seed": i}}
+        for i in range(n)
+    ]
+    (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "requests.jsonl"
+
+
+def batched(client, path: Path):
+    file = client.files.create(file=path, purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"from": "a test"}
+    )
+
+
+def ended(client, batch):
+    wait_for(lambda: client.batches.retrieve(batch.id).status in ("completed", "failed", "cancelled"), 60)
+    return client.batches.retrieve(batch.id)
+
+
+def test_a_batch_answers_every_request_as_the_chat_does(client, tmp_path):
+    path = requests_file(tmp_path, 20)
+    with path.open("a") as file:
+        file.write(json.dumps({"custom_id": "bad", "url": "/v1/chat/completions", "body": {"model": "ghost"}}) + "\n")
+    done = ended(client, batched(client, path))
+    assert done.status == "completed"
+    assert done.metadata == {"from": "a test"}
+    assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (21, 20, 1)
+    lines = [json.loads(x) for x in client.files.content(done.output_file_id).text.splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"row-{i}" for i in range(20)]
+    expected = ask(client, "bikeshop", max_tokens=4).choices[0].message.content
+    assert all(x["response"]["body"]["choices"][0]["message"]["content"] == expected for x in lines)
+    (failed,) = [json.loads(x) for x in client.files.content(done.error_file_id).text.splitlines()]
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("bad", 404)
+    assert done.id in {b.id for b in client.batches.list()}
+    assert client.files.retrieve(done.output_file_id).purpose == "batch_output"
+
+
+def test_a_broken_input_file_is_told_line_by_line(client, tmp_path):
+    path = requests_file(tmp_path, 2)
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n{\n[]\n")
+    done = ended(client, batched(client, path))
+    assert done.status == "failed"
+    assert [(e.line, e.message) for e in done.errors.data] == [
+        (3, '"custom_id" row-0 was there before'),
+        (4, "not valid JSON"),
+        (5, 'a line is {"custom_id", "method", "url", "body"}'),
+    ]
+
+
+def test_files_that_cannot_be(client, service, tmp_path):
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve("file-../../keys")
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.files.create(file=requests_file(tmp_path, 1), purpose="fine-tune")
+    assert post(service, "/files", content=b"x").status_code == 400
+    with pytest.raises(openai.NotFoundError):
+        client.batches.create(input_file_id="file-0", endpoint="/v1/chat/completions", completion_window="24h")
+    file = client.files.create(file=requests_file(tmp_path, 1), purpose="batch")
+    with pytest.raises(openai.BadRequestError, match="endpoint"):
+        client.batches.create(input_file_id=file.id, endpoint="/v1/moderations", completion_window="24h")
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(file.id)
+
+
+def test_a_cancelled_batch_keeps_what_is_answered(client, tmp_path):
+    batch = batched(client, requests_file(tmp_path, 2000))
+    wait_for(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    done = ended(client, batch)
+    assert done.status == "cancelled"
+    kept = client.files.content(done.output_file_id).text.splitlines()
+    assert 0 < len(kept) == done.request_counts.completed < 2000
+
+
+def test_files_are_their_keys_own(service, keys, tmp_path):
+    mine, other = (openai.OpenAI(base_url=service.url, api_key=keys(name), max_retries=0) for name in ("mine", "other"))
+    time.sleep(1)
+    file = mine.files.create(file=requests_file(tmp_path, 1), purpose="batch")
+    assert [f.id for f in mine.files.list()] == [file.id]
+    assert not list(other.files.list())
+    with pytest.raises(openai.NotFoundError):
+        other.files.content(file.id)
 
 
 # -- what is seen -----------------------------------------------------------------------------------------
@@ -538,13 +630,10 @@ def test_what_is_too_large_is_not_read(service):
 # -- faults -----------------------------------------------------------------------------------------------
 
 
-def replicas() -> set[int]:
-    """The process ids of the engine's replicas."""
-    return {
-        p.pid
-        for p in psutil.process_iter(["cmdline"])
-        if "ray::ServeReplica:engine" in " ".join(p.info["cmdline"] or [])
-    }
+def processes(title: str) -> set[int]:
+    """The ids of the processes that Ray has given this title."""
+    named = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+    return {pid for pid, name in named.items() if name.startswith(title)}
 
 
 def test_a_killed_replica_costs_no_request(service, client):
@@ -552,12 +641,43 @@ def test_a_killed_replica_costs_no_request(service, client):
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, client, "bikeshop", max_tokens=40, seed=i) for i in range(40)]
         wait_for(lambda: sum(f.done() for f in asked) > 4)
-        victim = min(replicas())
+        victim = min(processes("ray::ServeReplica:engine"))
         os.kill(victim, signal.SIGKILL)
         answers = [f.result() for f in asked]
     expected = ask(client, "bikeshop", max_tokens=40).choices[0].token_ids
     assert all(a.choices[0].token_ids == expected for a in answers)
-    wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2] and victim not in replicas(), 90)
+    wait_for(lambda: victim not in (there := processes("ray::ServeReplica:engine")) and len(there) == 2, 90)
+    wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2], 90)
+
+
+def test_a_killed_gateway_comes_back_and_its_batch_goes_on(client, tmp_path):
+    """The client's connection breaks; after that all is as before, and no line of the batch is there twice."""
+    batch = batched(client, requests_file(tmp_path, 300))
+    wait_for(lambda: client.batches.retrieve(batch.id).request_counts.completed > 20)
+    (gateway,) = processes("ray::ServeReplica:gateway")
+    os.kill(gateway, signal.SIGKILL)
+    with pytest.raises(openai.APIConnectionError):
+        ask(client, "bikeshop")
+    wait_for(lambda: answers(client), 60)
+    done = ended(client, batch)
+    lines = client.files.content(done.output_file_id).text.splitlines()
+    assert [json.loads(line)["custom_id"] for line in lines] == [f"row-{i}" for i in range(300)]
+
+
+def test_a_killed_directory_costs_nothing(client, service):
+    (place,) = processes("ray::Directory")
+    os.kill(place, signal.SIGKILL)
+    assert answers(client)
+    wait_for(lambda: processes("ray::Directory") not in (set(), {place}), 60)
+    wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2], 30)
+    assert answers(client)
+
+
+def answers(client) -> bool:
+    try:
+        return bool(ask(client, "bikeshop", max_tokens=1).choices)
+    except openai.APIError:
+        return False
 
 
 def test_a_second_service_on_the_same_ray_is_refused(service, home, base):

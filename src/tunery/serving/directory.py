@@ -23,10 +23,10 @@ Places = Mapping[str, Mapping[str, str]]  # engine -> replica -> URL
 class Directory:
     """`secret` is what replicas ask of whoever calls them: their ports are open to the machine, or the cluster."""
 
-    def __init__(self) -> None:
-        self._secret = secrets.token_urlsafe(32)
+    def __init__(self, secret: str | None) -> None:
+        self._secret = secret or secrets.token_urlsafe(32)
         self._entries: dict[str, tuple[str, str, float]] = {}  # replica -> (engine, URL, last seen)
-        self._version = 1
+        self._version = time.time_ns()  # a directory that takes another's place has not said this before
         self._changed = asyncio.Event()
 
     async def secret(self) -> str:
@@ -69,9 +69,10 @@ class Directory:
         self._changed = asyncio.Event()
 
 
-def directory(service: str) -> Any:
-    """The handle of the Directory of a service; started where there is none."""
+def directory(service: str, secret: str | None = None) -> Any:
+    """The handle of a service's Directory; started where there is none, with the secret that its callers know."""
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     return (
         ray.remote(Directory)
@@ -81,9 +82,12 @@ def directory(service: str) -> Any:
             get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
+            resources={"node:__internal_head__": 0.001},
+            # Else it would be placed with the replica that asks first, and end with it.
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
             max_restarts=-1,
             max_task_retries=3,
             max_concurrency=1000,
         )
-        .remote()
+        .remote(secret)
     )

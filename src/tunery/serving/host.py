@@ -48,9 +48,9 @@ class Host:
         self._spec = spec
         self._directory = directory(service)
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60))
-        secret = await self._directory.secret.remote()
+        self._service, self._secret = service, await self._directory.secret.remote()
         upstreams = {
-            name: Upstream(name, session, secret, at_once, queue, spec.request_timeout_s)
+            name: Upstream(name, session, self._secret, at_once, queue, spec.request_timeout_s)
             for name, (at_once, queue) in limits.items()
         }
         self._catalog = Catalog(spec.registry or str(home), engines, log_dir / "registry")
@@ -83,6 +83,8 @@ class Host:
             except Exception as error:
                 log.warning("The directory does not answer: %s", error)
                 await asyncio.sleep(1)
+                with suppress(Exception):
+                    self._directory = directory(self._service, self._secret)
                 continue
             for name, upstream in self._gateway.upstreams.items():
                 upstream.update(places.get(name, {}))

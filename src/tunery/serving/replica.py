@@ -48,7 +48,8 @@ class Replica:
             gc.enable()
         self._drain = options["drain"]
         self._name = f"{engine}-{secrets.token_hex(4)}"
-        self._guard = Guard(app, self._engine, await self._directory.secret.remote())
+        self._service, self._secret = service, await self._directory.secret.remote()
+        self._guard = Guard(app, self._engine, self._secret)
         host = options["host"] or ray.util.get_node_ip_address()
         sock = socket.create_server((host, 0), backlog=2048)
         self._listener = Listener(self._guard, sock)
@@ -60,8 +61,12 @@ class Replica:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT)
-            with suppress(Exception):  # a directory that is restarted hears of it by the next beat
+            try:
                 await self._directory.announce.remote(*self._place)
+            except Exception as error:
+                log.warning("The directory does not answer: %s", error)
+                with suppress(Exception):
+                    self._directory = directory(self._service, self._secret)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose engine has died."""
