@@ -93,8 +93,11 @@ def test_function_grammar_accepts_all_of_viggo(compiler, viggo):
     assert task.name == "function"
     good = "inform(name[A [new] game, no. 2], esrb[M (for Mature)])"
     assert accepts(grammar, good)
+    for name in ("[new] game", "[[a] [b]c] d[e]", "a[]", "[][b]"):
+        assert accepts(grammar, f"inform(name[{name}])"), name
     for bad in (
-        "", "inform", "inform(", good + " and more", "invent(name[x])", "inform(colour[red])", "inform(name[])",
+        "", "inform", "inform(name[a[b])", "inform(name[[a]]])", "inform(", good + " and more",
+        "invent(name[x])", "inform(colour[red])", "inform(name[])",
         "inform(esrb[X (for Nobody)])", "inform(name[a]b])", "inform(name[a\nb])",
         "recommend(rating[good])", "inform(specifier[good])",
     ):  # fmt: skip

@@ -41,8 +41,10 @@ async def extract(gateway: Gateway, call: Call, body: dict[str, Any]) -> dict[st
         raise refused
     counted = [u for _, u in done if isinstance(u, dict)]
     usage = {k: sum(u[k] for u in counted) for k in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    call.end(200, usage)
     rows = [row for row, _ in done]
+    if call.seen.keeps:
+        call.seen.keep(body, rows)
+    call.end(200, usage)
     for row in rows:
         outcome = "error" if "error" in row else "ok" if row["parsed"] is not None else "unparsed"
         gateway.telemetry.rows.labels(served.ref, outcome).inc()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from tunery.serving.refusal import Refusal, translated
-from tunery.serving.streams import Outgoing, Usage, disconnected, said
+from tunery.serving.streams import Outgoing, Usage, disconnected, joined, said
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -85,6 +85,8 @@ class Forward(Response):
             self.call.seen.chunk()
             await send.whole(answer.status, answer.body, {"content-type": answer.content_type} | self.call.headers)
         found = json.loads(answer.body)
+        if self.call.seen.keeps:
+            self.call.seen.keep(self.body, found)
         if self.shadow:
             self.gateway.behind(self.shadow, self.path, self.body, self.served, said(found))
         return found.get("usage") if isinstance(found, dict) else None
@@ -98,18 +100,24 @@ class Forward(Response):
             body = {**body, "stream_options": {**(options if isinstance(options, dict) else {}), "include_usage": True}}
         sent, headers = self.gateway.prepared(self.served, self.path, body)
         headers |= self.call.seen.trace_headers()
-        usage = Usage(hide=counted and not wanted)
+        usage, kept = Usage(hide=counted and not wanted), []
         async with self._upstream.ask(self.path, sent, headers, stream=True) as answer:
             if answer.rest is None:
                 raise translated(answer.status, answer.body)
             self.call.seen.chunk()
             await send.start(200, {"content-type": answer.content_type, **self.call.headers})
-            await send.body(usage.read(answer.first))
+            if shown := usage.read(answer.first):
+                await send.body(shown)
+            kept.append(shown)
             async for chunk in answer.rest:
                 self.call.seen.chunk()
                 if shown := usage.read(chunk):
                     await send.body(shown)
+                if self.call.seen.keeps:
+                    kept.append(shown)
             await send.end()
+        if self.call.seen.keeps:
+            self.call.seen.keep(self.body, joined(b"".join(kept)))
         return usage.found
 
     @property

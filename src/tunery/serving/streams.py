@@ -91,3 +91,21 @@ def said(answer: Any) -> str | None:
         return choice["message"]["content"] if "message" in choice else choice["text"]
     except (KeyError, IndexError, TypeError):
         return None
+
+
+def joined(events: bytes) -> str:
+    """The text of a stream: of its first choice, or of a response."""
+    parts: list[str] = []
+    for line in events.split(b"\n"):
+        if not line.startswith(b"data: {"):
+            continue
+        try:
+            event = json.loads(line[6:])
+        except ValueError:
+            continue
+        if isinstance(delta := event.get("delta"), str) and event.get("type") == "response.output_text.delta":
+            parts.append(delta)
+        for choice in event.get("choices") or ():
+            if choice.get("index") == 0:
+                parts.append((choice.get("delta") or {}).get("content") or choice.get("text") or "")
+    return "".join(parts)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tunery.config import TelemetrySpec
+from tunery.serving.requestlog import RequestLog
 
 if TYPE_CHECKING:
     from tunery.serving.tracing import Span, Tracer
@@ -48,6 +49,10 @@ class Telemetry:
         self.dropped = Counter("tunery_request_log_dropped", "Requests that were not logged.", registry=r)
         spec = spec or TelemetrySpec()
         self._log, self._listener = _access_log(log_dir) if spec.access_log and log_dir else (None, None)
+        self._requests: RequestLog | None = None
+        if spec.request_log:
+            redact, dropped = spec.redact, self.dropped.inc
+            self._requests = RequestLog(spec.request_log, spec.request_log_sample, redact, dropped)
         self._tracer: Tracer | None = None
         if spec.otlp_endpoint:
             from tunery.serving.tracing import Tracer
@@ -77,6 +82,8 @@ class Telemetry:
         """Write what is still to be written."""
         if self._listener:
             self._listener.stop()
+        if self._requests:
+            self._requests.close()
         if self._tracer:
             self._tracer.close()
 
@@ -92,6 +99,7 @@ class Observation:
         self._chunks = 0
         self._model = self._version = ""
         self._ended = False
+        self._kept: tuple[Any, Any] | None = None
 
     def named(self, model: str, version: str) -> None:
         """The model that was asked for, and the version that it stands for; both are known to the service."""
@@ -103,6 +111,15 @@ class Observation:
         self._first = self._first or now
         self._last = now
         self._chunks += 1
+
+    @property
+    def keeps(self) -> bool:
+        """Whether contents are kept at all; streams are put together only then."""
+        return self._all._requests is not None
+
+    def keep(self, asked: Any, answered: Any) -> None:
+        """What was asked and answered, for the request log."""
+        self._kept = (asked, answered)
 
     def trace_headers(self) -> dict[str, str]:
         """For the engine, so that its spans join this one."""
@@ -132,6 +149,12 @@ class Observation:
                 t.tokens.labels(*who, direction).inc(count)
         if self._span:
             self._span.end(status, self._model, self._version, prompt, completion)
+        if t._requests and self._kept:
+            facts = {
+                "request": self._request, "key": self.key, "route": self._route, "model": self._model,
+                "version": self._version, "prompt_tokens": prompt, "completion_tokens": completion,
+            }  # fmt: skip
+            t._requests.add(facts, *self._kept)
         t.log({
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": self._request, "key": self.key,
             "route": self._route, "model": self._model, "version": self._version, "status": status, "code": code,
@@ -162,9 +185,9 @@ def merged(replicas: Mapping[str, str]) -> str:
     described: dict[str, list[str]] = {}
     for replica, text in replicas.items():
         for family in families(text):
-            lines = described.setdefault(
-                family.name, [f"# HELP {family.name} {family.documentation}", f"# TYPE {family.name} {family.type}"]
-            )
+            name = f"{family.name}_total" if family.type == "counter" else family.name  # which the parser takes off
+            head = [f"# HELP {name} {family.documentation}", f"# TYPE {name} {family.type}"]
+            lines = described.setdefault(name, head)
             for sample in family.samples:
                 labels = {**sample.labels, "replica": replica}
                 shown = ",".join(f'{k}="{_escaped(v)}"' for k, v in labels.items())
