@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from tunery.engine.cluster import free_port
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError, RunError
 from tunery.ops import runs
 from tunery.ops.access import create_key, remove_alias, revoke_key, set_alias
+from tunery.ops.services import describe
 from tunery.tasks import learn, task_by_name
 from tunery.types import Example, Message
 
@@ -108,6 +110,23 @@ def test_an_incomplete_adapter_is_refused(home, base, tmp_path):
     (tmp_path / "home" / "models" / "viggo" / "1" / "adapter_config.json").unlink()
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
         refused(project(tmp_path / "home", base))
+
+
+def test_the_same_service_as_a_file_for_serve_deploy(home, base, tmp_path):
+    """What Ray's own command reads: its schema holds, and its builders make the applications."""
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    scale = {"min_replicas": 1, "max_replicas": 4}
+    facts = describe(project(home, base, autoscaling=scale), tmp_path / "serve.yaml")
+    assert facts["models"] == ["bikeshop@3", "colour@1", "twisted@1", "viggo@1"]
+    config = yaml.safe_load((tmp_path / "serve.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(config)
+    assert [a.name for a in schema.applications] == ["engine", "gateway"]
+    for application in schema.applications:
+        module, _, builder = application.import_path.partition(":")
+        built = getattr(importlib.import_module(module), builder)(application.args)
+        assert built._bound_deployment.name == application.name
 
 
 def test_a_failed_start_says_why_and_leaves_nothing(ray_session, home, base):
