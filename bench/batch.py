@@ -34,7 +34,17 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours-free": ("ours, without grammar", {"part": "ours", "free": True}),
     "ours": ("ours, as it comes", {"part": "ours"}),
     "ours-ngram": ("ours, n-gram speculation", {"part": "ours", "ngram": True}),
-    "lora": ("ours with an adapter (rank 32)", {"part": "ours", "adapter": 32}),
+    "lora": ("ours with an adapter, not merged", {"part": "ours", "tuned": True, "merge": False}),
+    "merged": ("ours with an adapter", {"part": "ours", "tuned": True}),
+    "merged-free": ("ours with an adapter, without grammar", {"part": "ours", "tuned": True, "free": True}),
+    "merged-bare": (
+        "ours with an adapter, without grammar and confidence",
+        {"part": "ours", "tuned": True, "free": True, "confidence": False},
+    ),
+    "merged-grammar": (
+        "ours with an adapter, without confidence",
+        {"part": "ours", "tuned": True, "confidence": False},
+    ),
 }
 
 
@@ -52,8 +62,8 @@ def batch(args: Any, **settings: Any) -> Any:
     base = find_base(BUNDLED_BASE)
     lines = [json.loads(line) for line in Path(args.train).read_text().splitlines()] if args.train else []
     profile = learn(task_by_name("function"), [(r["input"], r["output"]) for r in lines]) if lines else None
-    name = "tuned" if args.adapter else "base"
-    model = Model(name, base, "chatml", "function", name if args.adapter else None, profile=profile)
+    name = "tuned" if args.tuned else "base"
+    model = Model(name, base, "chatml", "function", name if args.tuned else None, profile=profile)
     engine_kwargs: dict[str, Any] = {"max_model_len": 1024}
     if args.ngram:
         engine_kwargs["speculative_config"] = {
@@ -61,24 +71,24 @@ def batch(args: Any, **settings: Any) -> Any:
         }  # fmt: skip
     spec = BatchSpec(
         input=args.rows_file, output=str(Path(args.folder) / "answers.jsonl"), column="input", id_column="id",
-        free=args.free, confidence=args.confidence, engine=EngineSpec(engine_kwargs=engine_kwargs),
+        free=args.free, confidence=args.confidence, merge=args.merge, engine=EngineSpec(engine_kwargs=engine_kwargs),
         sampling=Sampling(max_tokens=TOKENS),
         answer_prefix="our_", **settings,
     )  # fmt: skip
-    adapters = [Adapter(name, make_adapter(base.path, Path(args.folder) / "adapter", args.adapter), args.adapter)]
-    return prepare(
-        spec, models={name: model}, default=name, adapters=adapters if args.adapter else [], log_dir=Path(args.folder)
-    )
+    adapters = []
+    if args.tuned:
+        path = Path(args.adapter) if args.adapter else make_adapter(base.path, Path(args.folder) / "adapter")
+        adapters = [Adapter(name, path, json.loads((path / "adapter_config.json").read_text())["r"])]
+    return prepare(spec, models={name: model}, default=name, adapters=adapters, log_dir=Path(args.folder))
 
 
-def make_adapter(base: Path, folder: Path, rank: int | None) -> Path:
+def make_adapter(base: Path, folder: Path, rank: int = 32) -> Path:
     """An adapter that changes nothing and costs what any of its rank does."""
-    if rank:
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base)
-        get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear")).save_pretrained(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear")).save_pretrained(str(folder))
     return folder
 
 
@@ -258,7 +268,7 @@ def peers(args: argparse.Namespace, folder: Path) -> None:
     for name in args.only or PARTS:
         what, settings = PARTS[name]
         began = time.time()
-        found[name] = ended(start(folder / name, rows, args.train, **settings), began)
+        found[name] = ended(start(folder / name, rows, args.train, adapter=args.adapter, **settings), began)
         print(f"{what}: {found[name]}", file=sys.stderr, flush=True)
     print(f"{args.rows} rows\n\n| what | rows/s steady | first answer, s | whole, s | output tokens |")
     print("| --- | --- | --- | --- | --- |")
@@ -268,6 +278,8 @@ def peers(args: argparse.Namespace, folder: Path) -> None:
     for a, b, key in (
         ("ours-bare", "raw", "steady"), ("ours", "raw-grammar", "steady"), ("ours", "defaults", "steady"),
         ("ours", "ours-free", "steady"), ("ray", "ours-bare", "whole"), ("ours-ngram", "ours", "steady"),
+        ("merged", "lora", "steady"), ("merged", "merged-free", "steady"), ("merged", "merged-bare", "steady"),
+        ("merged-grammar", "merged-bare", "steady"),
     ):  # fmt: skip
         if a in found and b in found and key in found[a] and key in found[b]:
             print(f"{PARTS[a][0]} / {PARTS[b][0]}, {key}: {found[a][key] / found[b][key]:.2f}")
@@ -309,11 +321,13 @@ def main() -> None:
     parser.add_argument("train", nargs="?")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--adapter", help="a version's folder for the parts with an adapter; else one is made up")
     parser.add_argument("--echo", type=int)
     parser.add_argument("--settings")
     args = parser.parse_args()
     if args.settings:
-        defaults = {"free": False, "confidence": True, "ngram": False, "adapter": None, "own": False, "full": False}
+        defaults = {"free": False, "confidence": True, "ngram": False, "adapter": None, "tuned": False, "own": False}
+        defaults |= {"full": False, "merge": True}
         settings = argparse.Namespace(**defaults | json.loads(args.settings))
         print(json.dumps(globals()[f"part_{settings.part}"](settings)))
         return

@@ -20,6 +20,7 @@ from tunery import storage
 from tunery.bases import find_base
 from tunery.batching import Model, perform, prepare
 from tunery.config import BatchSpec
+from tunery.engine.merging import merged, obstacle
 from tunery.engine.vllm import Adapter
 from tunery.errors import ConfigError, DataError, RunError
 from tunery.tasks import learn, task_by_name
@@ -93,6 +94,42 @@ def echo(failing: Any = lambda row_id: False):
 
 
 # -- answers --
+
+
+def test_an_adapter_merged_into_its_base_is_pefts_merge(tiny_base, tiny_adapter, tmp_path, monkeypatch):
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert obstacle(tiny_base, tiny_adapter) is None
+    folder = merged(tiny_base, tiny_adapter, "float32")
+    assert merged(tiny_base, tiny_adapter, "float32") == folder != merged(tiny_base, tiny_adapter, "bfloat16")
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, str(tiny_adapter)).merge_and_unload().state_dict()  # type: ignore[operator]
+    for name, ours in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(ours.float(), theirs[name], rtol=1e-5, atol=1e-6)
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_adapter, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    assert obstacle(tiny_base, other) == "it is not plain LoRA: use_dora"
+
+
+@pytest.mark.long
+def test_the_one_adapter_of_a_batch_is_merged_and_answers_stay(ray_session, models, spec, tmp_path):
+    source = write_jsonl(tmp_path / "rows.jsonl", rows_of(16))
+    alone = models | {"models": {"shop@1": models["models"]["shop@1"]}}
+    outputs = {}
+    for merge in (True, False):
+        batch = prepare(spec(source, tmp_path / f"{merge}.jsonl", merge=merge), **alone)
+        assert batch.setup.merge is merge and ("enable_lora" in batch.setup.engine_kwargs()) is not merge
+        outputs[merge] = {row["id"]: row["output"] for row in read_jsonl(perform(batch, silent).output)}
+    assert outputs[True] == outputs[False] and len(outputs[True]) == 16
+    both = prepare(spec(source, tmp_path / "both.jsonl"), **models)
+    assert not both.setup.merge  # some rows may ask the base
 
 
 def test_a_batch_answers_every_row_under_the_grammar_and_says_how_sure_it_is(ray_session, models, spec, tmp_path):

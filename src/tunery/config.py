@@ -287,6 +287,7 @@ class BatchSpec(Spec):
     gold: str | None = None  # a column of right answers to score by
     instruction: str | None = None
     free: bool = False  # without the task's grammar
+    merge: bool = True  # where one adapter answers all rows, load it and its base as one model
     confidence: bool = True
     openai: bool = False  # input and output are OpenAI's batch files
     answer_prefix: str = ""  # of the columns that answers add

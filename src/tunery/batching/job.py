@@ -74,6 +74,11 @@ class Batch:
             "output": self.output.path,
             "models": ", ".join(self.manifest["models"]),
             "grammar": ", ".join(self.setup.grammars) or "none",
+            "adapter": "merged into the base"
+            if self.setup.merge
+            else "beside the base"
+            if self.setup.adapters
+            else "none",
             "engines": self.spec.engine.concurrency,
             "engine": ", ".join(f"{k}={v}" for k, v in sorted(kwargs.items())),
         }
@@ -124,7 +129,8 @@ def prepare(
     if spec.confidence and not spec.openai:
         sampling["logprobs"] = 0
     grammars = {m.label: g for m in distinct.values() if shape.constrained and (g := m.grammar())}
-    setup = Setup(first.base.path, adapters, spec.engine, sampling, grammars, log_dir)
+    merge = spec.merge and _mergeable(spec, distinct, adapters)
+    setup = Setup(first.base.path, adapters, spec.engine, sampling, grammars, log_dir, merge)
     manifest = _manifest(spec, source, setup, distinct) | {"created": created, "limit": limit}
     manifest["spec"] = spec.model_dump(mode="json") | {"input": storage.absolute(spec.input)}
     return Batch(spec, source, output, shape, schema, setup, manifest)
@@ -222,6 +228,20 @@ def _columns(spec: BatchSpec, names: Sequence[str]) -> dict[str, str]:
             hint = f'did you mean "{near}"?' if near else f"it has: {', '.join(names)}"
             raise DataError(f'{spec.input} has no column "{name}"', hint=hint)
     return found
+
+
+def _mergeable(spec: BatchSpec, models: Mapping[str, Model], adapters: Sequence[Adapter]) -> bool:
+    """Whether one adapter answers every row and can be merged into its base, which then answers with no LoRA to add."""
+    from tunery.engine.merging import obstacle
+
+    if (
+        len(models) > 1
+        or len(adapters) != 1
+        or any("lora" in k or k == "quantization" for k in spec.engine.engine_kwargs)
+    ):
+        return False
+    (model,) = models.values()
+    return model.adapter is not None and not obstacle(model.base.path, adapters[0].path)
 
 
 def _check_ids(source: Source, shape: Shape) -> None:

@@ -44,6 +44,7 @@ class EngineRows:
         grammars: Mapping[str, Mapping[str, Any]],
         log_path: Path | None,
         watch: Any = None,
+        merge: bool = False,
     ) -> None:
         if log_path is not None:
             from tunery.engine.cluster import redirect
@@ -54,9 +55,16 @@ class EngineRows:
         from tunery.engine.stepping import SteppedEngine
 
         self._sampling, self._grammars, self._watch = dict(sampling), grammars, watch
-        self._adapters = {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
+        self._adapters: dict[str | None, Any] = {None: None}
+        self._adapters |= {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
         self._suspect = asyncio.Lock()
         try:
+            if merge:
+                from tunery.engine.merging import merged
+
+                ((name, path),) = adapters
+                self._adapters = {name: None}  # the base alone is no longer there
+                base = merged(base, Path(path), engine_kwargs.get("dtype", "auto"))
             self._engine = SteppedEngine(base, engine_kwargs)
         except Exception as error:
             # Not chained: vLLM's validation errors cannot be pickled, and Ray aborts the actor over them.
@@ -124,11 +132,10 @@ class EngineRows:
         from vllm import TokensPrompt
 
         model = request.get("model")
-        if model is not None and model not in self._adapters:
+        if model not in self._adapters:
             raise ValueError(f"no adapter is named {model!r}")
-        lora = self._adapters[model] if model is not None else None
         prompt = TokensPrompt(prompt_token_ids=request["prompt_token_ids"])
-        output = await self._engine.generate(prompt, self._params(request), lora)
+        output = await self._engine.generate(prompt, self._params(request), self._adapters[model])
         (final,) = output.outputs
         answer = {
             "text": final.text,

@@ -247,7 +247,8 @@ def _devices(spec: EngineSpec) -> int:
 @dataclass(frozen=True)
 class Setup:
     """What answers, and how. `sampling` has the words of vLLM's SamplingParams, with `logprobs: 0` in it answers bring
-    the log-probabilities of their own tokens; `grammars` are structured_outputs that requests name."""
+    the log-probabilities of their own tokens; `grammars` are structured_outputs that requests name. With `merge`, all
+    requests name the one adapter, and the engine loads base and adapter as one model."""
 
     base: Path
     adapters: Sequence[Adapter] = ()
@@ -255,10 +256,11 @@ class Setup:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     grammars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     log_dir: Path | None = None
+    merge: bool = False
 
     def engine_kwargs(self) -> dict[str, Any]:
         """The engine arguments it comes to; raises as the function does."""
-        kwargs = engine_kwargs(self.base, self.adapters, self.spec.engine_kwargs)
+        kwargs = engine_kwargs(self.base, () if self.merge else self.adapters, self.spec.engine_kwargs)
         return {"disable_log_stats": True} | kwargs
 
     def require(self) -> None:
@@ -295,6 +297,7 @@ def generate_dataset(
             "grammars": setup.grammars,
             "log_path": setup.log_dir / "engine.log" if setup.log_dir else None,
             "watch": watch,
+            "merge": setup.merge,
         },
         batch_size=None if watch else size,
         batch_format="pyarrow",
