@@ -74,11 +74,7 @@ class Batch:
             "output": self.output.path,
             "models": ", ".join(self.manifest["models"]),
             "grammar": ", ".join(self.setup.grammars) or "none",
-            "adapter": "merged into the base"
-            if self.setup.merge
-            else "beside the base"
-            if self.setup.adapters
-            else "none",
+            "adapter": "merged into the base" if self.setup.merge else ", ".join(a.name for a in self.setup.adapters),
             "engines": self.spec.engine.concurrency,
             "engine": ", ".join(f"{k}={v}" for k, v in sorted(kwargs.items())),
         }
