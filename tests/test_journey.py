@@ -77,6 +77,7 @@ def test_training_leaves_llama_factorys_files_and_a_version(project, trained):
     assert next(r["loss"] for r in runs.metrics(run) if "loss" in r) == log[0]["loss"]
 
 
+@pytest.mark.long
 def test_two_workers_reach_the_same_adapter(project, trained):
     spec = project.model_copy(deep=True)
     spec.model = "pair"

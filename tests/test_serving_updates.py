@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,13 +24,14 @@ def test_replicas_follow_the_requests_under_way(ongoing, wanted):
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
     config = AutoscalingConfig(min_replicas=1, max_replicas=4, target_ongoing_requests=10)
-    context = AutoscalingContext(
-        deployment_id=None, deployment_name="engine", app_name="engine", current_num_replicas=2,
-        target_num_replicas=2, running_replicas=[], total_num_requests=0, total_queued_requests=0,
-        aggregated_metrics={"ongoing": {"a": ongoing / 2, "b": ongoing / 2}}, raw_metrics={},
-        capacity_adjusted_min_replicas=1, capacity_adjusted_max_replicas=4, policy_state={},
-        last_scale_up_time=None, last_scale_down_time=None, current_time=None, config=config,
-    )  # type: ignore[arg-type]  # fmt: skip
+    known: Any = {
+        "deployment_id": None, "deployment_name": "engine", "app_name": "engine", "current_num_replicas": 2,
+        "target_num_replicas": 2, "running_replicas": [], "total_num_requests": 0, "total_queued_requests": 0,
+        "aggregated_metrics": {"ongoing": {"a": ongoing / 2, "b": ongoing / 2}}, "raw_metrics": {},
+        "capacity_adjusted_min_replicas": 1, "capacity_adjusted_max_replicas": 4, "policy_state": {},
+        "last_scale_up_time": None, "last_scale_down_time": None, "current_time": None, "config": config,
+    }  # fmt: skip
+    context = AutoscalingContext(**known)
     assert scaled(context)[0] == wanted
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _WHO = ("model", "version", "key", "route")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+log = logging.getLogger("ray.serve")
 LOG_BYTES, LOG_FILES = 50 << 20, 5
 
 
@@ -184,7 +185,12 @@ def merged(replicas: Mapping[str, str]) -> str:
 
     described: dict[str, list[str]] = {}
     for replica, text in replicas.items():
-        for family in families(text):
+        try:
+            found = list(families(text))
+        except ValueError as error:  # the others' are worth having
+            log.warning("The metrics of %s cannot be read: %s", replica, error)
+            continue
+        for family in found:
             name = f"{family.name}_total" if family.type == "counter" else family.name  # which the parser takes off
             head = [f"# HELP {name} {family.documentation}", f"# TYPE {name} {family.type}"]
             lines = described.setdefault(name, head)
