@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,20 @@ def dom(page: Path, script: str = "") -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def registered(home: Path, ref: str) -> None:
+    """An entry of the registry without any weights, for those who only look at names."""
+    from tunery.types import ModelVersion
+
+    name, _, number = ref.partition("@")
+    folder = home / "models" / name / number
+    folder.mkdir(parents=True)
+    version = ModelVersion(
+        name, int(number), "b", "", folder, 8, "chatml", "", "", "function", "run", "2026-11-01", digest=f"beef{number}"
+    )
+    values = {k: v for k, v in asdict(version).items() if k != "adapter"}
+    (folder / "version.json").write_text(json.dumps(values))
 
 
 def write_rows(folder: Path, n: int = 24) -> None:

@@ -330,8 +330,11 @@ def read_jsonl_tolerant(path: AnyPath) -> list[Any]:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def write_atomic(path: AnyPath, data: bytes | str) -> None:
-    """Write a whole file so that a reader, or a crash, sees the old content or the new, never a part."""
+def write_atomic(path: AnyPath, data: bytes | str, *, mode: int = 0o666) -> None:
+    """Write a whole file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    A local file gets the permissions `mode`, less what the umask takes from all files.
+    """
     raw = data.encode() if isinstance(data, str) else data
     if is_remote(path):  # object stores show an object only when it is complete
         with open_bytes(path, "wb") as file:
@@ -341,7 +344,7 @@ def write_atomic(path: AnyPath, data: bytes | str) -> None:
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -353,9 +356,9 @@ def write_atomic(path: AnyPath, data: bytes | str) -> None:
         raise translate(error, path, "write") from error
 
 
-def write_json_atomic(path: AnyPath, value: Any) -> None:
+def write_json_atomic(path: AnyPath, value: Any, *, mode: int = 0o666) -> None:
     """`write_atomic` of a value as indented JSON. Dataclasses, paths and numpy scalars are understood."""
-    write_atomic(path, to_json(value, indent=2) + "\n")
+    write_atomic(path, to_json(value, indent=2) + "\n", mode=mode)
 
 
 def remove(path: AnyPath) -> None:

@@ -44,11 +44,16 @@ def set_alias(
 ) -> Alias:
     """Let `name` stand for versions, each with its share of the requests, and `shadow` answer unseen beside them.
 
-    Raises RunError for a version that is not registered.
+    Raises RunError for a version that is not registered, ConfigError for an alias that cannot be.
     """
     home = Path(as_project(project).home)
     known = {ref: versions.get(home, ref).ref for ref in [*weights, *([shadow] if shadow else [])]}
-    return _aliases(project).set(name, {known[r]: w for r, w in weights.items()}, shadow and known[shadow])
+    shares = {known[ref]: weight for ref, weight in weights.items()}
+    if len(shares) < len(weights):
+        raise ConfigError("a version is named twice", hint=f"once each: {', '.join(shares)}")
+    if any(name == versions.served_id(v) for v in versions.list_versions(home)):
+        raise ConfigError(f'"{name}" is a version\'s own name for good', hint='use "prod" or "shop@prod"')
+    return _aliases(project).set(name, shares, shadow and known[shadow])
 
 
 def remove_alias(name: str, *, project: AnyProject = None) -> None:

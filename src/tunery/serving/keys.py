@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,7 @@ from tunery.serving.statefile import StateFile
 
 ENDPOINTS = ("chat", "completions", "responses", "embeddings", "extract", "files", "batches", "models", "metrics")
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
+_ID = re.compile(r"key-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,25 @@ class KeyStore:
     ) -> tuple[Key, str]:  # fmt: skip
         """A new key and its secret, which is not kept. `limits` has some of LIMITS.
 
-        Raises ConfigError for an endpoint that does not exist or a name that is taken.
+        Raises ConfigError for an endpoint or a limit that does not exist, and a name that is taken or unusable.
         """
+        if not name.strip() or not name.isprintable() or len(name) > 64 or _ID.fullmatch(name):
+            raise ConfigError(
+                f"{name!r} cannot name a key", hint="use 1 to 64 printable characters; key-0123abcd is an id's form"
+            )
+        for limit in limits or {}:
+            if limit not in LIMITS:
+                raise ConfigError(f'there is no limit "{limit}"', hint=f"one of: {', '.join(LIMITS)}")
         for endpoint in endpoints:
             if endpoint != "*" and endpoint not in ENDPOINTS:
                 near = nearest(endpoint, ENDPOINTS)
                 hint = f'did you mean "{near}"?' if near else f"one of: {', '.join(ENDPOINTS)}"
                 raise ConfigError(f'there is no endpoint "{endpoint}"', hint=hint)
-        given = {name: (limits or {}).get(name) for name in LIMITS}
+        given = {limit: (limits or {}).get(limit) for limit in LIMITS}
         if wrong := [f"{k} is {v}" for k, v in given.items() if v is not None and v < 1]:
             raise ConfigError(f"a limit must be 1 or more: {', '.join(wrong)}")
         secret = f"tnr-{secrets.token_urlsafe(32)}"
-        requests, tokens, at_once = (given[name] for name in LIMITS)
+        requests, tokens, at_once = (given[limit] for limit in LIMITS)
         key = Key(
             id=f"key-{secrets.token_hex(4)}",
             name=name,

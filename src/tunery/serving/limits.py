@@ -24,13 +24,40 @@ class OverLimit(Exception):
 
 @dataclass
 class _Use:
-    """What a key has done within the last minute: times of requests, and (time, tokens) of answers."""
+    """What a key has done within the last minute: times of requests, and (time, tokens) of answers.
+
+    Tokens over the limit count against the minutes to come, so the last of these times may lie ahead.
+    """
 
     requests: deque[float] = field(default_factory=deque)
     tokens: deque[tuple[float, int]] = field(default_factory=deque)
     spent: int = 0  # the sum of `tokens`
     running: int = 0
-    last: float = 0.0
+
+    def charge(self, tokens: int, most: int | None, now: float) -> None:
+        """Count `tokens` now as far as `most` allows, and what is over in the minutes that follow, `most` in each."""
+        before, self.spent = self.spent, self.spent + tokens
+        if most is None:
+            self.tokens.append((now, tokens))
+            return
+        at, held, room = now, 0, most - before
+        if self.tokens and self.tokens[-1][0] > now:  # behind an earlier debt
+            at, held = self.tokens.pop()
+            room = most - held
+        while tokens > 0 or held:
+            part = max(0, min(tokens, room))
+            if held + part:
+                self.tokens.append((at, held + part))
+            tokens -= part
+            at, held, room = at + WINDOW, 0, most
+
+    def forget(self, now: float) -> bool:
+        """Drop what is more than a minute old; whether nothing is left."""
+        while self.requests and now - self.requests[0] >= WINDOW:
+            self.requests.popleft()
+        while self.tokens and now - self.tokens[0][0] >= WINDOW:
+            self.spent -= self.tokens.popleft()[1]
+        return not (self.running or self.requests or self.tokens)
 
 
 class Grant:
@@ -42,9 +69,9 @@ class Grant:
 
     def settle(self, tokens: int) -> None:
         """Charge the tokens of prompt and answer; what goes over the limit delays later requests."""
-        if tokens > 0:
-            self._use.tokens.append((self._limits.clock(), tokens))
-            self._use.spent += tokens
+        now = self._limits.clock()
+        self._use.forget(now)
+        self._use.charge(tokens, self._key.tokens_per_minute, now)
 
     def release(self) -> None:
         """End it; a second time does nothing."""
@@ -58,7 +85,10 @@ class Grant:
 
 
 class Limits:
-    """Sliding windows of a minute: never more within any 60 seconds than a key allows."""
+    """Sliding windows of a minute: never more requests within any 60 seconds than a key allows.
+
+    Tokens are known when an answer ends, so that the last requests may go over; the minutes after pay for it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -85,10 +115,10 @@ class Limits:
         use = self._use(key, now)
         found: dict[str, str] = {}
         if (most := key.requests_per_minute) is not None:
-            reset = use.requests[0] + WINDOW - now if use.requests else 0.0
+            reset = use.requests[-1] + WINDOW - now if use.requests else 0.0
             found |= _said("requests", most, most - len(use.requests), reset)
         if (most := key.tokens_per_minute) is not None:
-            reset = use.tokens[0][0] + WINDOW - now if use.tokens else 0.0
+            reset = use.tokens[-1][0] + WINDOW - now if use.tokens else 0.0
             found |= _said("tokens", most, most - use.spent, reset)
         return found
 
@@ -96,15 +126,9 @@ class Limits:
         """The key's last minute, what is older forgotten; and that of keys which are not used any more."""
         use = self._uses.get(key.id)
         if use is None:
-            idle = [k for k, u in self._uses.items() if not u.running and now - u.last > WINDOW]
-            for other in idle:
-                del self._uses[other]
+            self._uses = {other: u for other, u in self._uses.items() if not u.forget(now)}
             use = self._uses[key.id] = _Use()
-        use.last = now
-        while use.requests and now - use.requests[0] >= WINDOW:
-            use.requests.popleft()
-        while use.tokens and now - use.tokens[0][0] >= WINDOW:
-            use.spent -= use.tokens.popleft()[1]
+        use.forget(now)
         return use
 
     def _wait(self, key: Key, use: _Use, now: float) -> float:

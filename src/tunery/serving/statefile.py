@@ -13,7 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tunery.errors import RunError, TuneryError
+from tunery.errors import ConfigError, RunError, TuneryError
 from tunery.storage import read_json, translating, write_json_atomic
 
 LOOK = 0.5  # seconds between two looks at a file
@@ -24,10 +24,11 @@ log = logging.getLogger("ray.serve")
 class StateFile(Generic[T]):
     """`empty` is what a missing file holds, `parse` makes of its JSON what is worked with.
 
-    A file that is damaged later on leaves what was read before; one that is damaged at the start raises RunError.
+    A file that is damaged at the start raises RunError. One that is damaged later on, or gone, leaves what was read
+    before: a service must not lose its keys, and so be open to everybody, because a file was moved.
     """
 
-    def __init__(self, path: Path, empty: Any, parse: Callable[[Any], T], *, mode: int = 0o644) -> None:
+    def __init__(self, path: Path, empty: Any, parse: Callable[[Any], T], *, mode: int = 0o666) -> None:
         self._path = path
         self._empty = empty
         self._parse = parse
@@ -42,12 +43,21 @@ class StateFile(Generic[T]):
         """What the file says now, or said half a second ago."""
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            if self._stat() != self._stamp:
-                try:
-                    self._value = self._read()
-                except TuneryError as error:
-                    log.warning("%s; what it said before stays", error)
+            try:
+                self._look_again()
+            except TuneryError as error:
+                log.warning("%s; what it said before stays", error)
         return self._value
+
+    def _look_again(self) -> None:
+        """Raises TuneryError, once, for a change that cannot be taken up."""
+        stamp = self._stat()
+        if stamp == self._stamp:
+            return
+        if stamp is None:
+            self._stamp = None
+            raise RunError("the file is gone", where=str(self._path))
+        self._value = self._read()
 
     @contextmanager
     def changing(self) -> Iterator[Any]:
@@ -56,11 +66,7 @@ class StateFile(Generic[T]):
             state = read_json(self._path) if self._path.exists() else deepcopy(self._empty)
             yield state
             self._parse(state)
-            old = os.umask(0o777 & ~self._mode)
-            try:
-                write_json_atomic(self._path, state)
-            finally:
-                os.umask(old)
+            write_json_atomic(self._path, state, mode=self._mode)
             self._value = self._read()
 
     @contextmanager
@@ -76,15 +82,18 @@ class StateFile(Generic[T]):
             os.close(lock)
 
     def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
+        with translating(self._path):
+            try:
+                found = self._path.stat()
+            except FileNotFoundError:
+                return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> T:
         self._stamp = self._stat()
         try:
             return self._parse(read_json(self._path) if self._stamp else self._empty)
+        except ConfigError as error:
+            raise RunError(error.message, hint=error.hint, where=str(self._path)) from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"was written by another Tunery, or by hand: {error!r}", where=str(self._path)) from None
