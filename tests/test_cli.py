@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import registered
 
 TUNERY = str(Path(sys.executable).with_name("tunery"))
 VERBS = [
@@ -131,6 +132,28 @@ def test_the_bundled_base_is_where_it_is_said_to_be():
     assert (Path(found["path"]) / "model.safetensors").stat().st_size < 16 << 20
     assert found["context"] >= 2048
     assert tunery("models", "base").stdout.strip() == found["path"]
+
+
+def test_a_key_is_shown_once(tmp_path):
+    made = json.loads(tunery("keys", "create", "crm", "--rpm", "60", "--expires", "30d", "--json", cwd=tmp_path).stdout)
+    assert made["key"].startswith("tnr-")
+    shown = tunery("keys", "list", cwd=tmp_path).stdout
+    assert "rpm=60" in shown
+    assert made["key"] not in shown
+    assert made["key"] not in (tmp_path / "keys.json").read_text()
+    assert json.loads(tunery("keys", "revoke", "crm", "--json", cwd=tmp_path).stdout)["state"] == "revoked"
+
+
+def test_aliases_are_listed_with_the_versions_they_stand_for(tmp_path):
+    for number in (3, 4):
+        registered(tmp_path, f"shop@{number}")
+    made = tunery("models", "alias", "prod", "shop@3=90", "shop@4=10", cwd=tmp_path)
+    assert made.stdout == "prod stands for shop@3 90%, shop@4 10%\n"
+    twice = tunery("models", "alias", "prod", "shop@3=90", "shop@3=10", cwd=tmp_path)
+    assert "a version is named twice" in twice.stderr
+    assert "shop@3 90%, shop@4 10%" in tunery("models", "list", cwd=tmp_path).stdout
+    listed = json.loads(tunery("models", "list", "--json", cwd=tmp_path).stdout)
+    assert listed["aliases"] == {"prod": {"versions": {"shop@3": 90.0, "shop@4": 10.0}, "shadow": None}}
 
 
 def test_annotated_text_to_parts_to_spans(tmp_path):

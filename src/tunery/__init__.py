@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunery.data import How, check, export_dataset, import_dataset, load
     from tunery.doctor import examine
     from tunery.errors import TuneryError
+    from tunery.ops.access import create_key, list_aliases, list_keys, remove_alias, revoke_key, set_alias
     from tunery.ops.datasets import check_data, export_data, sample_data, split_data
     from tunery.ops.exports import export
     from tunery.ops.quickstart import quickstart
@@ -31,17 +32,23 @@ _HOMES = {
     "check": "tunery.data",
     "check_data": "tunery.ops.datasets",
     "compare": "tunery.ops.verbs",
+    "create_key": "tunery.ops.access",
     "evaluate": "tunery.ops.verbs",
     "examine": "tunery.doctor",
     "export": "tunery.ops.exports",
     "export_data": "tunery.ops.datasets",
     "export_dataset": "tunery.data",
     "import_dataset": "tunery.data",
+    "list_aliases": "tunery.ops.access",
+    "list_keys": "tunery.ops.access",
     "load": "tunery.data",
     "quickstart": "tunery.ops.quickstart",
+    "remove_alias": "tunery.ops.access",
     "retry_batch": "tunery.ops.verbs",
+    "revoke_key": "tunery.ops.access",
     "sample_data": "tunery.ops.datasets",
     "serve": "tunery.ops.services",
+    "set_alias": "tunery.ops.access",
     "split_data": "tunery.ops.datasets",
     "train": "tunery.ops.verbs",
 }

@@ -16,7 +16,7 @@ from tunery.cli.options import HELP, AsJson, DryRun, ProjectFile, ProjectOption,
 from tunery.cli.options import open_screen as _screen
 from tunery.cli.options import read_project as _project
 from tunery.cli.runs import runs_app
-from tunery.cli.serving import models_alias, serve_until_stopped
+from tunery.cli.serving import models_alias, serve_until_stopped, shares
 from tunery.errors import TuneryError
 
 app = typer.Typer(
@@ -227,14 +227,16 @@ def train(
 
 @models_app.command("list")
 def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
-    """List registered versions.
+    """List registered versions, and the aliases that stand for some of them.
 
     Example: [bold]tunery models list --json[/]
     """
+    from tunery.ops.access import list_aliases
     from tunery.versions import list_versions
 
     screen = _screen(as_json)
-    versions = list_versions(Path(_project(project, None, None).home))
+    spec = _project(project, None, None)
+    versions, aliases = list_versions(Path(spec.home)), list_aliases(spec)
     if not versions:
         screen.say("no models yet; `tunery train` makes one")
     else:
@@ -243,7 +245,13 @@ def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
              v.run_id)
             for v in versions
         ])  # fmt: skip
-    screen.result({"models": [dataclasses.asdict(v) | {"ref": v.ref} for v in versions]})
+    if aliases:
+        screen.say()
+        screen.table(("alias", "stands for"), [(name, shares(alias)) for name, alias in aliases.items()])
+    screen.result({
+        "models": [dataclasses.asdict(v) | {"ref": v.ref} for v in versions],
+        "aliases": {name: dataclasses.asdict(alias) for name, alias in aliases.items()},
+    })  # fmt: skip
 
 
 @models_app.command("show")

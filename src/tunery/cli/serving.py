@@ -24,6 +24,7 @@ from tunery.cli.options import read_project as _project
 from tunery.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tunery.serving.aliases import Alias
     from tunery.serving.keys import Key
 
 serve_app = typer.Typer(
@@ -235,10 +236,23 @@ def models_alias(
         remove_alias(name, project=spec)
         screen.say(f"{name} is no alias any more")
         return screen.result({"alias": name, "removed": True})
-    alias = set_alias(name, dict(map(_weighted, versions or [])), shadow=shadow, project=spec)
-    shares = ", ".join(f"{ref} {weight / sum(alias.versions.values()):.0%}" for ref, weight in alias.versions.items())
-    screen.say(f"{name} stands for {shares}" + (f"; {alias.shadow} in its shadow" if alias.shadow else ""))
+    alias = set_alias(name, _weights(versions or []), shadow=shadow, project=spec)
+    screen.say(f"{name} stands for {shares(alias)}")
     screen.result({"alias": name, **dataclasses.asdict(alias)})
+
+
+def shares(alias: Alias) -> str:
+    """ "shop@3 90%, shop@4 10%; shop@5 in its shadow"."""
+    total = sum(alias.versions.values())
+    shown = ", ".join(f"{ref} {100 * weight / total:.3g}%" for ref, weight in alias.versions.items())
+    return shown + (f"; {alias.shadow} in its shadow" if alias.shadow else "")
+
+
+def _weights(texts: list[str]) -> dict[str, float]:
+    weights = dict(map(_weighted, texts))
+    if len(weights) < len(texts):
+        raise ConfigError("a version is named twice", hint=f"once each: {', '.join(weights)}")
+    return weights
 
 
 def _weighted(text: str) -> tuple[str, float]:
