@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 import tunery
 from tunery import versions
 from tunery.bases import find_base, load_tokenizer
-from tunery.config import Project
+from tunery.config import Project, ServeSpec, parse
 from tunery.data.template import Template, prompt_samples
 from tunery.engine.cluster import free_port
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError, RunError
@@ -93,6 +93,13 @@ def test_without_keys_it_binds_to_this_machine_only(home, base, host):
     assert "tunery keys create" in (caught.value.hint or "")
 
 
+def test_keys_that_are_all_revoked_are_none(base, tmp_path):
+    create_key("crm", project={"home": str(tmp_path)})
+    revoke_key("crm", project={"home": str(tmp_path)})
+    with pytest.raises(ConfigError, match="no API keys"):
+        refused(project(tmp_path, base, host="0.0.0.0"))
+
+
 def test_what_is_not_there_or_of_another_base_is_named(home, base, tmp_path):
     with pytest.raises(RunError, match='no version "bikeshop@2"'):
         refused(project(home, base, models=["bikeshop@2"]))
@@ -101,8 +108,11 @@ def test_what_is_not_there_or_of_another_base_is_named(home, base, tmp_path):
     with pytest.raises(ModelError, match="other@1: not served") as caught:
         refused(project(tmp_path / "home", base, base=str(base.path), models=["bikeshop", "other"]))
     assert "serve.bases" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match="bases stands instead of base, models"):
+        parse(ServeSpec, {"bases": [{}], "base": "x", "models": ["y"]})
+    bases = [{"base": str(base.path)}, {"base": str(base.path)}]
     with pytest.raises(ConfigError, match="served twice"):
-        refused(project(home, base, bases=[{"base": str(base.path)}, {"base": str(base.path)}]))
+        refused(Project.model_validate({"home": str(home), "serve": {"bases": bases}}))
 
 
 def test_an_incomplete_adapter_is_refused(home, base, tmp_path):
@@ -253,6 +263,23 @@ def test_completions_take_plain_prompts(client):
     assert one.usage.completion_tokens == 8
     chunks = list(client.completions.create(model="viggo@1", prompt="name[", max_tokens=8, temperature=0, stream=True))
     assert "".join(c.choices[0].text for c in chunks) == one.choices[0].text
+
+
+def test_responses_are_vllms_own(client):
+    one = client.responses.create(model="bikeshop", input=MESSAGES[0]["content"], max_output_tokens=8, temperature=0)
+    assert one.usage.output_tokens == 8
+    events = list(
+        client.responses.create(
+            model="bikeshop", input=MESSAGES[0]["content"], max_output_tokens=8, temperature=0, stream=True
+        )
+    )
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == one.output_text
+
+
+def test_a_model_that_cannot_embed_says_so(client):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.embeddings.create(model="tiny", input="a red bike")
+    assert 400 <= caught.value.status_code < 500
 
 
 def test_openais_options_pass_through(client):

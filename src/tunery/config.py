@@ -300,7 +300,7 @@ class BatchSpec(Spec):
 class Autoscaling(Spec):
     """Ray Serve's `autoscaling_config`, by its own names; replicas follow the requests that are being answered."""
 
-    min_replicas: int = Field(default=1, ge=0)
+    min_replicas: int = Field(default=1, ge=1)  # with none, nothing would tell Ray that somebody asks
     max_replicas: int = Field(default=2, ge=1)
     target_ongoing_requests: float | None = Field(default=None, gt=0)  # None: half of what an engine runs at once
     upscale_delay_s: float = Field(default=10.0, ge=0)
@@ -359,6 +359,12 @@ class ServeSpec(ServedBase):
     drain_timeout_s: float = Field(default=30.0, ge=0)
     telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
 
+    @model_validator(mode="after")
+    def _one_way(self) -> ServeSpec:
+        if self.bases and (twice := sorted(self.model_fields_set & set(ServedBase.model_fields))):
+            raise ValueError(f"bases stands instead of {', '.join(twice)}: give these to each of the bases")
+        return self
+
     @property
     def engines(self) -> list[ServedBase]:
         """The bases to serve; at least one."""
@@ -390,6 +396,12 @@ def in_project(project: Project, path: str) -> str:
     return str(Path(project.home) / path)
 
 
+def base_in_project(project: Project, name: str) -> str:
+    """The base `name`, or its folder as seen from the project's, where there is one."""
+    near = in_project(project, name)
+    return near if name != BUNDLED_BASE and Path(near).is_dir() else name
+
+
 def placed_train(project: Project) -> TrainSpec:
     """The train section with its paths made independent of the current folder."""
     spec = project.train
@@ -397,9 +409,7 @@ def placed_train(project: Project) -> TrainSpec:
     for key in ("output_dir", "ray_storage_path", "resume_from_checkpoint"):
         if isinstance(path := getattr(spec, key), str):
             update[key] = in_project(project, path)
-    near = Path(project.home) / spec.model_name_or_path
-    if spec.model_name_or_path != BUNDLED_BASE and near.is_dir():
-        update["model_name_or_path"] = str(near)
+    update["model_name_or_path"] = base_in_project(project, spec.model_name_or_path)
     return spec.model_copy(update=update)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunery import storage, versions
 from tunery.bases import Base, find_base
-from tunery.config import Project, ServedBase, in_project
+from tunery.config import Project, ServedBase, base_in_project, in_project
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import runs
+from tunery.ops.access import list_keys
 from tunery.ops.verbs import AnyProject, Observer, as_project, in_ray, silent, untuned
 from tunery.types import ModelVersion
 
@@ -123,7 +124,7 @@ def plan_service(project: Project, *, log_dir: Path, observer: Observer = silent
     from tunery.serving.service import check
 
     spec, home = project.serve, Path(project.home).resolve()
-    check(spec, has_keys=(home / "keys.json").exists())
+    check(spec, has_keys=any(not key.revoked and not key.expired for key in list_keys(project)))
     registry = in_project(project, spec.registry) if spec.registry else str(home)
     known = known_versions(registry, log_dir)
     engines: list[EnginePlan] = []
@@ -201,12 +202,8 @@ def _base(project: Project, served: ServedBase, wanted: Sequence[ModelVersion]) 
     """The base to load: the one named, else that of the latest version; and the version where it is a whole model."""
     latest = max(wanted, key=lambda v: v.created, default=None)
     if served.base or latest is None:
-        named = (
-            in_project(project, served.base)
-            if served.base and Path(in_project(project, served.base)).is_dir()
-            else served.base
-        )
-        return find_base(named or project.train.model_name_or_path, allow_pickle=project.train.allow_pickle), None
+        named = base_in_project(project, served.base or project.train.model_name_or_path)
+        return find_base(named, allow_pickle=project.train.allow_pickle), None
     if latest.whole:
         return find_base(str(latest.adapter)), latest
     return untuned(project, latest), None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunery import versions
 from tunery.bases import Base, find_base, load_tokenizer
-from tunery.config import BatchSpec, Project, TrainSpec, in_project, load_project, parse, placed_train
+from tunery.config import BatchSpec, Project, TrainSpec, base_in_project, in_project, load_project, parse, placed_train
 from tunery.errors import ConfigError, ModelError, RunError
 from tunery.ops import registry, runs
 from tunery.storage import FolderLock, read_json
@@ -164,9 +164,7 @@ def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loa
 
 def untuned(project: Project, version: ModelVersion) -> Base:
     """The base that `version` was trained on. Raises ModelError when what lies there is another."""
-    near = in_project(project, version.base)
-    named = near if not Path(version.base).is_dir() and Path(near).is_dir() else version.base
-    base = find_base(named, allow_pickle=project.train.allow_pickle)
+    base = find_base(base_in_project(project, version.base), allow_pickle=project.train.allow_pickle)
     versions.check_base(version, base)
     return base
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -18,11 +17,10 @@ from tunery.serving.files import Files
 from tunery.serving.forward import Forward
 from tunery.serving.gateway import PROXIED, Call, Gateway, request_id
 from tunery.serving.refusal import Refusal
-from tunery.serving.streams import SECURITY, disconnected
+from tunery.serving.streams import SECURITY, while_there
 from tunery.serving.uploads import add_routes
 
 log = logging.getLogger("ray.serve")
-T = TypeVar("T")
 
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 1}
 _TURN = {
@@ -93,20 +91,6 @@ def described(body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return found
 
 
-async def leaving(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; when the client leaves it is cancelled, and Refusal raised."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(disconnected(request.receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refusal(499, "The client has left.", code="client_left")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
 def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
     """The application."""
     app = FastAPI(title="Tunery", docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -139,7 +123,7 @@ def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
             try:
                 body = await gateway.body(request)
                 sticky = body.get("user") if isinstance(body.get("user"), str) else None
-                served, shadow = gateway.resolve(call, body.get("model"), sticky)
+                served, shadow = await gateway.resolve(call, body.get("model"), sticky)
             except Refusal as refusal:
                 call.end(refusal.status, code=refusal.code)
                 return refused(request, refusal, call)
@@ -153,7 +137,7 @@ def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
         call = gateway.admit(request, "/v1/extract")
         try:
             body = await gateway.body(request)
-            found = await leaving(request, extract(gateway, call, body))
+            found = await while_there(request.receive, extract(gateway, call, body))
         except Refusal as refusal:
             call.end(refusal.status, code=refusal.code)
             return refused(request, refusal, call)

@@ -11,13 +11,13 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.serving.files import Files
+from tunery.serving.records import Records
 from tunery.serving.refusal import Refusal
-from tunery.storage import append_jsonl, read_json, read_jsonl_tolerant, write_json_atomic
+from tunery.storage import append_jsonl, read_jsonl_tolerant
 
 if TYPE_CHECKING:
     from tunery.serving.gateway import Gateway
@@ -30,28 +30,31 @@ FAULTS = 50  # of an input file that are told
 log = logging.getLogger("ray.serve")
 
 
-class Batches:
-    """A batch is a folder: batch.json with OpenAI's object, and the lines that are done, each written once.
+class Batches(Records):
+    """A batch is its record and `<id>.jsonl`, the lines that are done, each written once.
 
     What is running when the gateway ends goes on with the next one: lines that are there are not asked again.
     """
 
     def __init__(self, folder: Path, files: Files, gateway: Gateway) -> None:
-        self._folder, self._files, self._gateway = folder, files, gateway
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        super().__init__(folder, "batch", "batch_")
+        self._files, self._gateway = files, gateway
+        self._queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self._live: dict[str, dict[str, Any]] = {}  # those that have not ended: their counts are newer than on disk
 
     async def run(self) -> None:
         """Work through the batches, one after the other, for ever."""
-        for batch in reversed(self._all()):
+        for owner, batch in self.all():
             if batch["status"] not in ENDED:
-                self._queue.put_nowait(batch["id"])
+                self._enter(batch, owner)
         while True:
-            batch_id = await self._queue.get()
+            owner, batch = await self._queue.get()
             try:
-                await self._perform(batch_id)
+                await self._perform(batch, owner)
             except Exception as error:
-                log.exception("Batch %s has failed.", batch_id)
-                self._fail(batch_id, [{"code": "internal_error", "message": repr(error), "line": None, "param": None}])
+                log.exception("Batch %s has failed.", batch["id"])
+                self._fail(batch, owner, [_told("internal_error", repr(error))])
+            del self._live[batch["id"]]
 
     def create(self, body: Mapping[str, Any], owner: str) -> dict[str, Any]:
         """A new batch, checked as far as its request goes. Raises Refusal."""
@@ -75,76 +78,65 @@ class Batches:
             "finalizing_at": None, "completed_at": None, "failed_at": None, "expired_at": None, "cancelling_at": None,
             "cancelled_at": None, "request_counts": {"total": 0, "completed": 0, "failed": 0}, "metadata": metadata,
         }  # fmt: skip
-        self._write(batch, owner)
-        self._queue.put_nowait(batch["id"])
+        self.write(batch, owner)
+        self._enter(batch, owner)
         return batch
 
-    def get(self, batch_id: str, owner: str) -> dict[str, Any]:
-        """OpenAI's batch object. Raises Refusal for one that is not there, or another key's."""
-        path = self._folder / batch_id / "batch.json"
-        if batch_id.startswith("batch_") and batch_id[6:].isalnum() and path.exists():
-            entry = read_json(path)
-            if entry["owner"] == owner:
-                return entry["batch"]
-        raise Refusal(404, f"There is no batch `{batch_id}`.", code="batch_not_found", param="id")
+    def get(self, record_id: str, owner: str) -> dict[str, Any]:
+        """OpenAI's batch object. Raises Refusal for one that is not there, or another's."""
+        found = super().get(record_id, owner)
+        return self._live.get(record_id, found)
 
-    def list(self, owner: str) -> list[dict[str, Any]]:
-        """The owner's batches, the newest first."""
-        return [b for b in self._all() if self._owner(b["id"]) == owner]
+    def all(self) -> list[tuple[str, dict[str, Any]]]:
+        """Everybody's, each with its owner, the oldest first."""
+        return [(owner, self._live.get(batch["id"], batch)) for owner, batch in super().all()]
 
     def cancel(self, batch_id: str, owner: str) -> dict[str, Any]:
         """Ask no more of its lines; those that are answered are kept. Raises Refusal as `get` does."""
         batch = self.get(batch_id, owner)
         if batch["status"] in ENDED:
             raise Refusal(409, f"The batch is {batch['status']} already.", code="batch_ended")
-        return self._write(batch | {"status": "cancelling", "cancelling_at": int(time.time())}, owner)
+        return self._change(batch, owner, status="cancelling", cancelling_at=int(time.time()))
 
     # -- work ---------------------------------------------------------------------------------------------------
 
-    async def _perform(self, batch_id: str) -> None:
-        owner = self._owner(batch_id)
-        batch = self.get(batch_id, owner)
-        if batch["status"] in ENDED:
-            return
+    async def _perform(self, batch: dict[str, Any], owner: str) -> None:
         requests, faults = await asyncio.to_thread(self._requests, batch)
         if faults:
-            return self._fail(batch_id, faults)
-        lines = self._folder / batch_id / "lines.jsonl"
-        done = {line["custom_id"]: line for line in read_jsonl_tolerant(lines)} if lines.exists() else {}
-        if batch["status"] == "validating":
-            batch = self._write(batch | {"status": "in_progress", "in_progress_at": int(time.time())}, owner)
-        left = iter([r for r in requests if r["custom_id"] not in done])
-        counts = {"total": len(requests), "completed": sum(_well(d) for d in done.values())}
+            return self._fail(batch, owner, faults)
+        lines = self.folder / f"{batch['id']}.jsonl"
+        done = {line["custom_id"]: _well(line) for line in await asyncio.to_thread(_read, lines)}
+        counts = {"total": len(requests), "completed": sum(done.values())}
         counts["failed"] = len(done) - counts["completed"]
+        batch["request_counts"] = counts
+        if batch["status"] == "validating":
+            self._change(batch, owner, status="in_progress", in_progress_at=int(time.time()))
+        left = iter([r for r in requests if r["custom_id"] not in done])
 
         async def worker() -> None:
             for request in left:
-                if self.get(batch_id, owner)["status"] == "cancelling":
+                if batch["status"] == "cancelling":
                     return
                 line = await self._line(request, batch["endpoint"], owner)
                 append_jsonl(lines, line)
                 counts["completed" if _well(line) else "failed"] += 1
-                now = self.get(batch_id, owner)
-                self._write(now | {"request_counts": dict(counts)}, owner)
 
-        self._write(batch | {"request_counts": dict(counts)}, owner)
         await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-        self._finish(batch_id, owner, [r["custom_id"] for r in requests])
-
-    def _finish(self, batch_id: str, owner: str, order: list[str]) -> None:
-        """Write the two files, in the order of the input, and say so."""
-        batch = self.get(batch_id, owner)
-        folder = self._folder / batch_id
-        done = {line["custom_id"]: line for line in read_jsonl_tolerant(folder / "lines.jsonl")}
-        for kind, wanted in (("output", True), ("error", False)):
-            chosen = [done[i] for i in order if i in done and _well(done[i]) is wanted]
-            if chosen and not batch[f"{kind}_file_id"]:
-                path = folder / f"{kind}.jsonl"
-                path.write_text("".join(json.dumps(line) + "\n" for line in chosen), encoding="utf-8")
-                file = self._files.adopt(path, f"{batch_id}_{kind}.jsonl", "batch_output", owner)
-                batch = self._write(batch | {f"{kind}_file_id": file["id"]}, owner)
+        files = await asyncio.to_thread(self._files_of, batch, owner, [r["custom_id"] for r in requests])
         end = "cancelled" if batch["status"] == "cancelling" else "completed"
-        self._write(batch | {"status": end, f"{end}_at": int(time.time())}, owner)
+        self._change(batch, owner, **files, **{"status": end, f"{end}_at": int(time.time())})
+
+    def _files_of(self, batch: Mapping[str, Any], owner: str, order: list[str]) -> dict[str, str]:
+        """Write what was answered and what was not, in the order of the input; the files' ids."""
+        done = {line["custom_id"]: line for line in _read(self.folder / f"{batch['id']}.jsonl")}
+        found = {}
+        for kind, wanted in (("output", True), ("error", False)):
+            if chosen := [done[i] for i in order if i in done and _well(done[i]) is wanted]:
+                path = self.folder / f".{batch['id']}.{kind}.part"
+                path.write_text("".join(json.dumps(line) + "\n" for line in chosen), encoding="utf-8")
+                file = self._files.adopt(path, f"{batch['id']}_{kind}.jsonl", "batch_output", owner)
+                found[f"{kind}_file_id"] = file["id"]
+        return found
 
     def _requests(self, batch: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The lines of its input, and what is wrong with them."""
@@ -155,15 +147,16 @@ class Batches:
             for number, text in enumerate(file, 1):
                 if not text.strip():
                     continue
-                with suppress(ValueError):
+                try:
                     request = json.loads(text)
-                    if why := _fault(request, batch["endpoint"], seen):
-                        faults.append({"code": "invalid_request", "message": why, "line": number, "param": None})
-                    found.append(request)
+                except ValueError:
+                    faults.append(_told("invalid_json", "not valid JSON", number))
                     continue
-                faults.append({"code": "invalid_json", "message": "not valid JSON", "line": number, "param": None})
+                if why := _fault(request, batch["endpoint"], seen):
+                    faults.append(_told("invalid_request", why, number))
+                found.append(request)
         if not found and not faults:
-            faults.append({"code": "empty_file", "message": "the file has no requests", "line": None, "param": None})
+            faults.append(_told("empty_file", "the file has no requests"))
         return found, faults[:FAULTS]
 
     async def _line(self, request: Mapping[str, Any], endpoint: str, owner: str) -> dict[str, Any]:
@@ -179,7 +172,7 @@ class Batches:
         return {"id": line_id, "custom_id": request["custom_id"], "response": response, "error": error}
 
     async def _answer(self, body: Mapping[str, Any], endpoint: str, key: Key | None) -> Any:
-        served, _ = self._gateway.named(body.get("model"), key, None)
+        served, _ = await self._gateway.named(body.get("model"), key, None)
         body = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}
         upstream = self._gateway.upstreams[served.engine]
         for attempt in range(100):
@@ -195,22 +188,27 @@ class Batches:
 
     # -- records ------------------------------------------------------------------------------------------------
 
-    def _fail(self, batch_id: str, faults: list[dict[str, Any]]) -> None:
-        owner = self._owner(batch_id)
-        batch = self.get(batch_id, owner)
-        errors = {"object": "list", "data": faults}
-        self._write(batch | {"status": "failed", "failed_at": int(time.time()), "errors": errors}, owner)
+    def _enter(self, batch: dict[str, Any], owner: str) -> None:
+        self._live[batch["id"]] = batch
+        self._queue.put_nowait((owner, batch))
 
-    def _write(self, batch: dict[str, Any], owner: str) -> dict[str, Any]:
-        write_json_atomic(self._folder / batch["id"] / "batch.json", {"owner": owner, "batch": batch})
+    def _change(self, batch: dict[str, Any], owner: str, **changes: Any) -> dict[str, Any]:
+        batch.update(changes)
+        self.write(batch, owner)
         return batch
 
-    def _owner(self, batch_id: str) -> str:
-        return read_json(self._folder / batch_id / "batch.json")["owner"]
+    def _fail(self, batch: dict[str, Any], owner: str, faults: list[dict[str, Any]]) -> None:
+        errors = {"object": "list", "data": faults}
+        self._change(batch, owner, status="failed", failed_at=int(time.time()), errors=errors)
 
-    def _all(self) -> list[dict[str, Any]]:
-        entries = [read_json(p)["batch"] for p in self._folder.glob("batch_*/batch.json")]
-        return sorted(entries, key=lambda b: b["created_at"], reverse=True)
+
+def _read(lines: Path) -> list[Any]:
+    return read_jsonl_tolerant(lines) if lines.exists() else []
+
+
+def _told(code: str, message: str, line: int | None = None) -> dict[str, Any]:
+    """OpenAI's error of a batch."""
+    return {"code": code, "message": message, "line": line, "param": None}
 
 
 def _well(line: Mapping[str, Any]) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from tunery import storage, versions
-from tunery.bases import find_base
+from tunery.bases import Base, find_base
 from tunery.data.template import quick_template
 from tunery.engine.vllm import unservable
 from tunery.errors import TuneryError
@@ -69,7 +70,13 @@ class Served:
         """What a chat must be written with, where the engine would not by itself do as the training did."""
         if self.version is None or self.version.template == "auto":
             return None
-        return quick_template(find_base(self.base), self.version.template).chat_template
+        return quick_template(base_of(self.base), self.version.template).chat_template
+
+
+@cache
+def base_of(folder: str) -> Base:
+    """The base in a folder; all its weights are read for that, so once."""
+    return find_base(folder)
 
 
 class Catalog:
@@ -86,16 +93,14 @@ class Catalog:
         self._seen: dict[Path, Served | None] = {}
         self.refresh()
 
-    def find(self, name: str) -> Served | None:
-        """The model of that name; a version that was registered a moment ago is found too."""
-        if name not in self._by_name and time.monotonic() - self._looked > MISSED:
-            self.refresh()
-        return self._by_name.get(name)
+    async def find(self, name: str) -> Served | None:
+        """The model of that name: a base, a served id, "name@3", or "name" for the latest.
 
-    @property
-    def by_name(self) -> Mapping[str, Served]:
-        """Every name that answers: bases, served ids, "name@3", and "name" for the latest."""
-        return self._by_name
+        A version that was registered a moment ago is found too.
+        """
+        if name not in self._by_name and time.monotonic() - self._looked > MISSED:
+            await asyncio.to_thread(self.refresh)
+        return self._by_name.get(name)
 
     def cards(self, aliases: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """OpenAI's model object of every name; one that stands for another has that as its root.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tunery.bases import find_base
 from tunery.extraction import ANSWER_TOKENS, Model, model_of
+from tunery.serving.catalog import base_of
 from tunery.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ async def extract(gateway: Gateway, call: Call, body: dict[str, Any]) -> dict[st
     texts, single = _texts(body)
     options = _options(body)
     sticky = body.get("user") if isinstance(body.get("user"), str) else None
-    served, shadow = gateway.resolve(call, body.get("model"), sticky)
+    served, shadow = await gateway.resolve(call, body.get("model"), sticky)
     if served.version is None:
         message = f"`{body['model']}` is an untuned base: it has no trained prompt to extract with."
         raise Refusal(400, message, code="not_a_version", param="model")
@@ -85,7 +85,7 @@ def _options(body: dict[str, Any]) -> dict[str, Any]:
 def _extractor(served: Served) -> tuple[Model, dict[str, Any] | None]:
     """What asks and reads for a version, and its grammar; finding either takes a while."""
     assert served.version is not None
-    model = model_of(served.version, find_base(served.base))
+    model = model_of(served.version, base_of(served.base))
     return model, model.grammar()
 
 

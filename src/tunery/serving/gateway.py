@@ -11,7 +11,8 @@ import logging
 import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,9 +20,10 @@ from urllib.parse import urlsplit
 from tunery.config import ServeSpec
 from tunery.serving.catalog import Catalog, Served
 from tunery.serving.limits import OverLimit
+from tunery.serving.listening import LOCAL
 from tunery.serving.refusal import Refusal, busy, translated, unknown_model
 from tunery.serving.streams import said
-from tunery.serving.upstream import ADAPTER, ADAPTER_PATH, Upstream
+from tunery.serving.upstream import ADAPTER, ADAPTER_PATH, Answer, Upstream
 from tunery.storage import read_json
 from tunery.tasks import task_by_name
 
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from tunery.serving.limits import Grant, Limits
     from tunery.serving.telemetry import Observation, Telemetry
 
-LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
-PROXIED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"
+PROXIED = (CHAT, "/v1/completions", "/v1/responses", "/v1/embeddings")
 log = logging.getLogger("ray.serve")
 
 
@@ -52,9 +54,6 @@ class Call:
     @property
     def headers(self) -> dict[str, str]:
         return {"x-request-id": self.id, **(self.grant.headers() if self.grant else {})}
-
-    def named(self, model: str, version: str) -> None:
-        self.seen.named(model, version)
 
     def end(self, status: int, usage: Mapping[str, int] | None = None, code: str | None = None) -> None:
         """Account for it; `usage` has OpenAI's fields."""
@@ -144,19 +143,19 @@ class Gateway:
             raise Refusal(401, f"This API key {why}.", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return key
 
-    def resolve(self, call: Call, name: Any, sticky: str | None) -> tuple[Served, str | None]:
+    async def resolve(self, call: Call, name: Any, sticky: str | None) -> tuple[Served, str | None]:
         """What `name` stands for, and the version that is to answer in its shadow. Raises Refusal."""
-        served, shadow = self.named(name, call.key, sticky)
-        call.named(name, served.ref)
+        served, shadow = await self.named(name, call.key, sticky)
+        call.seen.named(name, served.ref)
         return served, shadow
 
-    def named(self, name: Any, key: Key | None, sticky: str | None) -> tuple[Served, str | None]:
+    async def named(self, name: Any, key: Key | None, sticky: str | None) -> tuple[Served, str | None]:
         """The same, for whoever asks with `key`."""
         if not isinstance(name, str) or not name:
             raise Refusal(400, 'Name a model in "model"; GET /v1/models lists them.', param="model")
         split = self.aliases.all().get(name)
         ref = self.aliases.pick(name, sticky or (key.id if key else None)) if split else name
-        served = self.catalog.find(ref)
+        served = await self.catalog.find(ref)
         if key and not any(map(key.allows_model, {name, ref} if served is None else {name, served.ref})):
             raise Refusal(403, f"This key may not use the model `{name}`.", code="model_not_allowed", param="model")
         if served is None:
@@ -179,7 +178,16 @@ class Gateway:
 
     async def body(self, request: Request) -> dict[str, Any]:
         """The JSON object that was sent. Raises Refusal, 413 above `max_body_bytes`."""
-        raw = await self.raw_body(request, self.spec.max_body_bytes)
+        limit = self.spec.max_body_bytes
+        over = Refusal(413, f"The body is larger than {limit:,} bytes.", code="request_too_large")
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > limit:
+            raise over
+        raw = bytearray()
+        async for part in request.stream():
+            raw += part
+            if len(raw) > limit:
+                raise over
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError):
@@ -188,41 +196,30 @@ class Gateway:
             raise Refusal(400, "The body must be a JSON object.", code="invalid_json")
         return body
 
-    async def raw_body(self, request: Request, limit: int) -> bytes:
-        """What was sent, of at most `limit` bytes; more are not read."""
-        over = Refusal(413, f"The body is larger than {limit:,} bytes.", code="request_too_large")
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
-            raise over
-        parts, size = [], 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise over
-        return b"".join(parts)
-
-    def prepared(self, served: Served, path: str, body: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-        """The body and headers that an engine gets for `served`."""
-        body = {k: v for k, v in body.items() if k not in ("chat_template", "chat_template_kwargs")}
-        body["model"] = served.id
-        if path == "/v1/chat/completions" and served.chat_template:
-            body["chat_template"] = served.chat_template
-        headers = {}
-        if served.place:
-            headers = {ADAPTER.decode(): served.id, ADAPTER_PATH.decode(): served.place}
-        return json.dumps(body).encode(), headers
-
     async def whole(self, served: Served, path: str, body: Mapping[str, Any], call: Call | None = None) -> Any:
         """An engine's whole answer as JSON. Raises Refusal."""
-        await self.check(served)
-        sent, headers = self.prepared(served, path, body)
-        if call:
-            headers |= call.seen.trace_headers()
-        async with self.upstreams[served.engine].ask(path, sent, headers, stream=False) as answer:
+        async with self.asked(served, path, body, call) as answer:
+            return json.loads(answer.body)
+
+    @asynccontextmanager
+    async def asked(
+        self, served: Served, path: str, body: Mapping[str, Any], call: Call | None = None, *, stream: bool = False
+    ) -> AsyncIterator[Answer]:
+        """An engine's answer to a request for `served`; leaving the block ends it. Raises Refusal."""
+        if path != TOKENIZE:
+            await self.check(served)
+        body = {k: v for k, v in body.items() if k not in ("chat_template", "chat_template_kwargs")}
+        body["model"] = served.id
+        if path in (CHAT, TOKENIZE) and served.chat_template:
+            body["chat_template"] = served.chat_template
+        headers = call.seen.trace_headers() if call else {}
+        if served.place:
+            headers |= {ADAPTER.decode(): served.id, ADAPTER_PATH.decode(): served.place}
+        sent = json.dumps(body).encode()
+        async with self.upstreams[served.engine].ask(path, sent, headers, stream=stream) as answer:
             if answer.status >= 400:
                 raise translated(answer.status, answer.body)
-            return json.loads(answer.body)
+            yield answer
 
     async def check(self, served: Served) -> None:
         """Before the first request: would its chats be written as its training rows were? Raises Refusal."""
@@ -241,13 +238,9 @@ class Gateway:
         file = served.version.adapter / "prompts.json"
         for sample in read_json(file) if file.exists() else []:
             asked = {"messages": sample["messages"], "add_generation_prompt": True}
-            sent, headers = self.prepared(served, "/v1/chat/completions", asked)
-            async with self.upstreams[served.engine].ask("/tokenize", sent, headers, stream=False) as answer:
-                if answer.status >= 400:
-                    raise translated(answer.status, answer.body)
-                if json.loads(answer.body)["tokens"] != sample["prompt_token_ids"]:
-                    message = f"{served.ref} was trained on prompts other than this engine writes; train it again."
-                    raise Refusal(500, message, code="prompts_differ")
+            if (await self.whole(served, TOKENIZE, asked))["tokens"] != sample["prompt_token_ids"]:
+                message = f"{served.ref} was trained on prompts other than this engine writes; train it again."
+                raise Refusal(500, message, code="prompts_differ")
 
     # -- shadows ------------------------------------------------------------------------------------------------
 
@@ -260,8 +253,8 @@ class Gateway:
     async def _compare_answers(
         self, shadow: str, path: str, body: Mapping[str, Any], served: Served, answer: str | None
     ) -> None:
-        other = self.catalog.find(shadow)
         try:
+            other = await self.catalog.find(shadow)
             if other is None or other.fault:
                 raise unknown_model(shadow, {}, "an alias has it as its shadow")
             asked = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}

@@ -112,7 +112,7 @@ class Host:
         faults = {}
         for name in names:
             try:
-                served = self._catalog.find(name)
+                served = await self._catalog.find(name)
                 if served is None:
                     raise self._gateway.unknown(name)
                 if served.fault:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+LOCAL = ("127.0.0.1", "localhost", "::1")  # addresses at which this machine alone can be reached
+
 
 class Listener:
     """`app` behind `sock`, from `start` until `stop`."""

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hmac
 import logging
+import math
 import secrets
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -146,9 +147,8 @@ async def _plain(send: Send, status: int, text: str, *more: tuple[bytes, bytes])
 def scaled(context: Any) -> tuple[int, dict[str, Any]]:
     """Serve's autoscaling policy over what replicas report: as many as keep `target_ongoing_requests` each.
 
-    Ray's own counts the requests that come through its handles, and these do not.
+    Ray's own counts the requests that come through its handles, and these do not. Delays are Ray's to apply.
     """
     ongoing = sum((context.aggregated_metrics or {}).get("ongoing", {}).values())
-    target = context.config.get_target_ongoing_requests()
-    wanted = -(-ongoing // target) if ongoing else 0
-    return int(min(max(wanted, context.capacity_adjusted_min_replicas), context.capacity_adjusted_max_replicas)), {}
+    wanted = math.ceil(ongoing / context.config.get_target_ongoing_requests())
+    return min(max(wanted, context.capacity_adjusted_min_replicas), context.capacity_adjusted_max_replicas), {}

@@ -15,6 +15,7 @@ from tunery.config import Autoscaling, ServeSpec
 from tunery.engine.cluster import free_port, require
 from tunery.errors import ConfigError, EngineError, ResourceError
 from tunery.serving.catalog import Engine
+from tunery.serving.listening import LOCAL
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -43,7 +44,6 @@ class EnginePlan:
     config: Mapping[str, Any]
     replicas: int = 1
     autoscaling: Autoscaling | None = None
-    spare: bool = False  # room for one more replica, so that an update of a single one can start the next beside it
 
     @property
     def at_once(self) -> int:
@@ -80,7 +80,7 @@ class Plan:
             plan.engine.name: {
                 **common, "engine": plan.engine.name, "config": dict(plan.config), "replicas": plan.replicas,
                 "autoscaling": plan.autoscaling and plan.autoscaling.model_dump(), "at_once": plan.at_once,
-                "host": host, "drain": self.spec.drain_timeout_s, "surge": 100 if plan.spare else 0,
+                "host": host, "drain": self.spec.drain_timeout_s,
             }
             for plan in self.engines
         }  # fmt: skip
@@ -112,7 +112,6 @@ def engine_app(args: Mapping[str, Any]) -> Application:
         Replica,
         name=args["engine"],
         **scale,
-        max_surge_percent=args["surge"],
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1,
@@ -167,7 +166,7 @@ def deploy_config(plan: Plan) -> dict[str, Any]:
 
 def check(spec: ServeSpec, *, has_keys: bool) -> None:
     """Raises ConfigError for an address that is open to others without keys, ResourceError for a port in use."""
-    if spec.host not in (LOOPBACK, "localhost", "::1") and not has_keys:
+    if spec.host not in LOCAL and not has_keys:
         raise ConfigError(
             f'serve.host is "{spec.host}", but there are no API keys: anyone who reaches it could ask',
             hint="make one with `tunery keys create NAME`, or leave serve.host out",
@@ -213,10 +212,9 @@ def _check_cluster(plan: Plan) -> None:
 def serve(plan: Plan) -> Iterator[Service]:
     """Serve until the block ends; Ray must be connected.
 
-    When the block begins every base and every preloaded version has answered. Raises ConfigError or ResourceError
-    before anything is started, and EngineError or ModelError with the cause when the start fails.
+    When the block begins every base and every preloaded version has answered. Raises ResourceError before
+    anything is started, and EngineError or ModelError with the cause when the start fails.
     """
-    check(plan.spec, has_keys=(plan.home / "keys.json").exists())
     _check_cluster(plan)
     try:
         yield start(plan)

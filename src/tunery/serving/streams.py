@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tunery.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
+T = TypeVar("T")
 SECURITY = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
@@ -78,8 +82,22 @@ class Outgoing:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def disconnected(receive: Receive) -> None:
-    """Returns when the client has left."""
+async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. When the client leaves before, it is cancelled, and Refusal raised once it has ended."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            raise Refusal(499, "The client has left.", code="client_left")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

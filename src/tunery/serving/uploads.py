@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from tunery.serving.batches import Batches
 from tunery.serving.files import PURPOSES, Files
 from tunery.serving.gateway import Gateway
+from tunery.serving.records import Records
 from tunery.serving.refusal import Refusal
 from tunery.serving.streams import SECURITY
 
@@ -28,10 +29,6 @@ def add_routes(app: FastAPI, gateway: Gateway, files: Files, batches: Batches, d
 
     def shown(value: Any) -> Response:
         return JSONResponse(value, headers=SECURITY)
-
-    def listed(values: list[dict[str, Any]]) -> Response:
-        ends = {"first_id": values[0]["id"], "last_id": values[-1]["id"]} if values else {}
-        return shown({"object": "list", "data": values, "has_more": False, **ends})
 
     upload = {"type": "object", "required": ["file", "purpose"], "properties": {
         "file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": list(PURPOSES)},
@@ -55,13 +52,19 @@ def add_routes(app: FastAPI, gateway: Gateway, files: Files, batches: Batches, d
                 raise Refusal(400, f'"purpose" must be one of {", ".join(PURPOSES)}.', param="purpose")
             return shown(await files.create(file.filename or "upload", str(purpose), _pieces(file), who))
 
-    @app.get("/v1/files", openapi_extra=described())
-    async def list_files(request: Request) -> Response:
-        return listed(files.list(owner(request, "/v1/files")))
+    def readable(path: str, records: Records) -> None:
+        @app.get(path, openapi_extra=described())
+        async def _(request: Request) -> Response:
+            values = records.list(owner(request, path))
+            ends = {"first_id": values[0]["id"], "last_id": values[-1]["id"]} if values else {}
+            return shown({"object": "list", "data": values, "has_more": False, **ends})
 
-    @app.get("/v1/files/{file_id}", openapi_extra=described())
-    async def get_file(request: Request, file_id: str) -> Response:
-        return shown(files.get(file_id, owner(request, "/v1/files")))
+        @app.get(f"{path}/{{record_id}}", openapi_extra=described())
+        async def _(request: Request, record_id: str) -> Response:
+            return shown(records.get(record_id, owner(request, path)))
+
+    readable("/v1/files", files)
+    readable("/v1/batches", batches)
 
     @app.get("/v1/files/{file_id}/content", openapi_extra=described())
     async def get_content(request: Request, file_id: str) -> Response:
@@ -81,14 +84,6 @@ def add_routes(app: FastAPI, gateway: Gateway, files: Files, batches: Batches, d
     async def create_batch(request: Request) -> Response:
         who = owner(request, "/v1/batches")
         return shown(batches.create(await gateway.body(request), who))
-
-    @app.get("/v1/batches", openapi_extra=described())
-    async def list_batches(request: Request) -> Response:
-        return listed(batches.list(owner(request, "/v1/batches")))
-
-    @app.get("/v1/batches/{batch_id}", openapi_extra=described())
-    async def get_batch(request: Request, batch_id: str) -> Response:
-        return shown(batches.get(batch_id, owner(request, "/v1/batches")))
 
     @app.post("/v1/batches/{batch_id}/cancel", openapi_extra=described())
     async def cancel_batch(request: Request, batch_id: str) -> Response:

@@ -36,7 +36,7 @@ class Replica:
 
 
 class Broken(Exception):
-    """A replica broke off. `begun` says whether a part of its answer was already passed on."""
+    """A replica broke off before any of its answer was passed on."""
 
 
 @dataclass
@@ -78,10 +78,6 @@ class Upstream:
     @property
     def queued(self) -> int:
         return len(self._waiting)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(r.in_flight for r in self.replicas.values())
 
     @asynccontextmanager
     async def ask(self, path: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> AsyncIterator[Answer]:
