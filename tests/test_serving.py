@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 import tunery
 from tunery import versions
 from tunery.bases import find_base, load_tokenizer
-from tunery.config import Project, ServeSpec, parse
+from tunery.config import Project, ServedBase, ServeSpec, parse
 from tunery.data.template import Template, prompt_samples
 from tunery.engine.cluster import free_port
 from tunery.errors import ConfigError, EngineError, ModelError, ResourceError, RunError
@@ -110,6 +110,8 @@ def test_what_is_not_there_or_of_another_base_is_named(home, base, tmp_path):
     assert "serve.bases" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="bases stands instead of base, models"):
         parse(ServeSpec, {"bases": [{}], "base": "x", "models": ["y"]})
+    several = ServeSpec(bases=[ServedBase(base="x"), ServedBase(base="y")])
+    assert ServeSpec.model_validate(several.model_dump()) == several  # as it comes to the gateway
     bases = [{"base": str(base.path)}, {"base": str(base.path)}]
     with pytest.raises(ConfigError, match="served twice"):
         refused(Project.model_validate({"home": str(home), "serve": {"bases": bases}}))

@@ -361,7 +361,9 @@ class ServeSpec(ServedBase):
 
     @model_validator(mode="after")
     def _one_way(self) -> ServeSpec:
-        if self.bases and (twice := sorted(self.model_fields_set & set(ServedBase.model_fields))):
+        alone = ServedBase()
+        twice = [name for name in ServedBase.model_fields if getattr(self, name) != getattr(alone, name)]
+        if self.bases and twice:
             raise ValueError(f"bases stands instead of {', '.join(twice)}: give these to each of the bases")
         return self
 
