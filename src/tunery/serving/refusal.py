@@ -53,6 +53,8 @@ def unknown_model(name: str, served: Mapping[str, Any], why: str | None = None) 
 
 def translated(status: int, body: bytes) -> Refusal:
     """An engine's error answer in OpenAI's form: one line, a type OpenAI has, a code that is a string."""
+    if status == 404 and body == b'{"detail":"Not Found"}':  # vLLM has routes for what a model can do alone
+        return Refusal(404, "This model does not offer that endpoint.", code="unsupported_endpoint")
     try:
         error = json.loads(body)["error"]
         message, param = str(error["message"]), error.get("param")
