@@ -61,6 +61,17 @@ def test_every_fault_is_found_at_once_with_its_place(tmp_path: Path):
     assert not result.ok
 
 
+def test_files_of_one_name_keep_their_faults_apart(tmp_path: Path):
+    for folder, lines in (("a", [GOOD % (1, 1), "{cut\n"]), ("b", [GOOD % (1, 1)])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text("".join(lines))
+    result = check_data([str(tmp_path / "a" / "rows.jsonl"), str(tmp_path / "b" / "rows.jsonl")], tmp_path)
+    assert [(s.read, s.rows) for s in result.splits] == [(2, 1), (1, 1)]
+    fault, leakage = result.findings
+    assert (fault.code, fault.where, fault.count) == ("fault", "a/rows.jsonl:2", 1)
+    assert (leakage.code, leakage.where) == ("leakage", f"{tmp_path}/b/rows.jsonl:1")
+
+
 KINDS = {  # name: (a file's content from good and bad rows, by its ending)
     ".jsonl": lambda rows: b"".join(rows),
     ".csv": lambda rows: b"input,output\n" + b"".join(rows),
@@ -199,7 +210,10 @@ def test_characters_that_were_lost_or_encoded_twice(tmp_path: Path):
 
 def test_outputs_that_the_task_cannot_parse_and_answers_to_avoid(tmp_path: Path):
     rows = [*bikes(30), {"instruction": "One function call:", "input": "odd", "output": "request(model[Sorrel"}]
-    assert findings(rows, tmp_path=tmp_path)["odd_output"].where == "train.jsonl:31"
+    odd = findings(rows, tmp_path=tmp_path)["odd_output"]
+    assert (odd.where, odd.severity) == ("train.jsonl:31", "warning")
+    wrong = check_data(["train.jsonl"], tmp_path, task="json")
+    assert [(f.code, f.severity, f.count) for f in wrong.findings] == [("odd_output", "error", 31)]
     rows = [row | {"kto_tag": i > 0} for i, row in enumerate(bikes(10))]
     assert findings(rows, tmp_path=tmp_path)["to_avoid"].count == 1
 

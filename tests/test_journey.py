@@ -136,6 +136,9 @@ def test_evaluation_under_the_grammar_with_confidences_and_a_gate(project, train
     again.eval.baseline, again.eval.compare_base = None, False
     with pytest.raises(ConfigError, match="no baseline"):
         tunery.evaluate(again)
+    again.eval.task = "json"
+    with pytest.raises(DataError, match="can parse none of 24 outputs"):
+        tunery.evaluate(again)
     spec.eval.calibrate_on = "shop-test"
     with pytest.raises(ConfigError, match="are evaluated on"):
         tunery.evaluate(spec)
@@ -315,6 +318,7 @@ def test_a_loss_that_explodes_stops_with_the_rows_named(project, tmp_path):
     [
         ({"dataset": "nope"}, DataError, "nope"),
         ({"dataset": None}, ConfigError, "no training dataset"),
+        ({"task": "json"}, DataError, "can parse none of 24 outputs; the first: 'colour("),
         ({"model_name_or_path": "./nowhere"}, ModelError, "no such base model"),
         ({"template": "lama3"}, ConfigError, "unknown template"),
         ({"cutoff_len": 40}, DataError, "longer than 40 tokens"),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunery.errors import ConfigError
-from tunery.tasks import Task, infer_task, learn, score_rows, task_by_name
+from tunery.errors import ConfigError, DataError
+from tunery.tasks import Task, check_fit, infer_task, learn, score_rows, task_by_name
 from tunery.tasks.functions import Call, _parse_prefix, parse_calls, render_calls
 from tunery.tasks.score import score
 
@@ -92,6 +92,14 @@ def test_the_task_is_inferred_from_the_rows():
     assert infer_task(["positive", "negative"]).name == "text"
     with pytest.raises(ConfigError, match="unknown task"):
         task_by_name("nope")
+
+
+def test_a_task_that_fits_no_row_is_refused_and_the_right_one_named():
+    calls = ["f(a[b])", "g()"]
+    check_fit(FUNCTION, [*calls, "no call"])  # a row or two may be odd
+    with pytest.raises(DataError, match=r"can parse none of 2 outputs; the first: 'f\(a\[b\]\)'") as caught:
+        check_fit(task_by_name("json"), calls)
+    assert 'the task "function"' in (caught.value.hint or "")
 
 
 def test_scores_say_what_they_mean():

@@ -85,23 +85,21 @@ def check(
     task: Any = None,
     profile: Any = None,
     cutoff_len: int | None = None,
-    quarantined: Mapping[str, Sequence[DataError]] | None = None,
+    quarantined: Sequence[Sequence[DataError]] = (),
 ) -> CheckResult:
     """Look through datasets that are used together, as train, val and test are; the first is what is learnt from.
 
     `template` (or a bare `tokenizer`) makes lengths tokens, which `cutoff_len` is compared with. `task` (a
     tunery.tasks.Task) must parse every target, and makes attributes known; `profile` (a tunery.tasks.profile.Profile)
-    says which of them are closed sets. `quarantined` are the faults met on loading, by dataset name.
+    says which of them are closed sets. `quarantined` are the faults met on loading, a list a dataset.
     """
     splits: list[SplitStats] = []
     findings: list[Finding] = []
-    quarantined = quarantined or {}
     prompts = {id(dataset): [_fold(*(m.content for m in e.messages)) for e in dataset.examples] for dataset in datasets}
     slots = {id(d): _slots(d, task) for d in datasets} if task is not None else {}
     known = _values(slots[id(datasets[0])]) if slots else {}
-    for dataset in datasets:
+    for dataset, faults in zip(datasets, quarantined or [()] * len(datasets), strict=True):
         lengths, unit = _lengths(dataset, tokenizer, template)
-        faults = quarantined.get(dataset.name, ())
         rows = slots.get(id(dataset), [])
         splits.append(_stats(dataset, prompts[id(dataset)], lengths, unit, faults, _values(rows)))
         findings += _faults(faults)
@@ -309,7 +307,9 @@ def _targets(dataset: Dataset, task: Any, rows: Sequence[tuple[tuple[str, str], 
         if len(odd) > (1 - _CALL_SHARE) * len(filled):
             return
     if odd:
-        yield _finding("warning", "odd_output", f"outputs that are not {shape}", dataset, odd, outputs=True)
+        wrong = task is not None and len(odd) == len(filled)  # the task, rather than the rows
+        severity: Severity = "error" if wrong else "warning"
+        yield _finding(severity, "odd_output", f"outputs that are not {shape}", dataset, odd, outputs=True)
 
 
 def _repeats(dataset: Dataset, prompts: list[str]) -> Iterable[Finding]:
@@ -417,6 +417,8 @@ def _finding(
 
 def _place(dataset: Dataset, example: Example) -> str:
     file = example.meta.get("file") or os.path.basename(dataset.uri) or dataset.name
+    if dataset.name == dataset.uri:  # named by its path, since another file is called so too
+        file = dataset.uri
     row = example.meta.get("row")
     return f"{file}:{row}" if row is not None else f"{dataset.name} {example.id}"
 

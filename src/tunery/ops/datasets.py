@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +40,13 @@ def check_data(
     base reads). `task` is inferred from the first dataset's outputs when not named. Raises DataError for a dataset
     without a single readable row, ModelError for a base without a tokenizer.
     """
-    quarantined: dict[str, list[DataError]] = {}
-    datasets: list[Dataset] = []
-    for name in names:
-        faults: list[DataError] = []
-        dataset = load(name, dataset_dir, quarantine=faults)
-        datasets.append(dataset)
-        quarantined.setdefault(dataset.name, []).extend(faults)
-    if not datasets:
+    if not names:
         raise ConfigError("no dataset to check", hint="name one, or a data file")
+    quarantined: list[list[DataError]] = [[] for _ in names]
+    datasets = [load(name, dataset_dir, quarantine=q) for name, q in zip(names, quarantined, strict=True)]
+    called = Counter(dataset.name for dataset in datasets)
+    # Files of one name, such as a/rows.jsonl and b/rows.jsonl, are told apart by where they lie.
+    datasets = [replace(d, name=d.uri) if called[d.name] > 1 else d for d in datasets]
     learnt_from = datasets[0].examples
     meaning = task_by_name(task) if task else infer_task([e.target for e in learnt_from if e.target])
     template, cutoff = _template(train) if train else (None, None)

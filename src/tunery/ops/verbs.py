@@ -195,7 +195,7 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     """
     from tunery.evaluation import BASE, Model, check_gate, parse_gate, write_report
     from tunery.evaluation import evaluate as run_evaluation
-    from tunery.tasks import task_by_name
+    from tunery.tasks import check_fit, task_by_name
 
     project = as_project(project)
     spec = project.eval
@@ -205,6 +205,7 @@ def evaluate(project: AnyProject = None, *, observer: Observer = silent) -> Repo
     version = loaded.version
     task = task_by_name(spec.task or version.task)
     data, calibration = _rows_of(project, version, observer)
+    check_fit(task, [e.target for e in data.examples if e.target])
     baseline = _baseline(project, data) if any(c.baseline for c in conditions) else None
     profile = versions.profile_of(version)
     if profile and profile.task != task.name:

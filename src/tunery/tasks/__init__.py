@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, DataError
 from tunery.tasks.base import Structure, Task
 from tunery.tasks.functions import FunctionTask
 from tunery.tasks.grounding import Grounding, ground
@@ -16,8 +16,8 @@ from tunery.tasks.profile import Profile, learn
 from tunery.tasks.score import DEFINITIONS, RowScore, Scores, score_rows
 
 __all__ = [
-    "DEFINITIONS", "Grounding", "Profile", "RowScore", "Scores", "Structure", "Task", "ground", "infer_task", "learn",
-    "score_rows", "task_by_name",
+    "DEFINITIONS", "Grounding", "Profile", "RowScore", "Scores", "Structure", "Task", "check_fit", "ground",
+    "infer_task", "learn", "score_rows", "task_by_name",
 ]  # fmt: skip
 
 TASKS: dict[str, type[Task]] = {t.name: t for t in (FunctionTask, JsonTask, LabelTask, TextTask)}
@@ -52,3 +52,12 @@ def infer_task(targets: Sequence[str], share: float = 0.9) -> Task:
         if sample and sum(task.parse(t) is not None for t in sample) >= share * len(sample):
             return task
     return LabelTask() if is_label_set(sample) else TextTask()
+
+
+def check_fit(task: Task, outputs: Sequence[str]) -> None:
+    """Raise DataError when `task` can parse none of `outputs`: it would teach nothing and score nothing."""
+    if outputs and all(task.parse(output) is None for output in outputs):
+        raise DataError(
+            f'the task "{task.name}" can parse none of {len(outputs):,} outputs; the first: {outputs[0][:60]!r}',
+            hint=f'they look like the task "{infer_task(outputs).name}"; without a task it is told from them',
+        )

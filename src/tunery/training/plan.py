@@ -10,7 +10,7 @@ from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
 from tunery.data.template import Row, Template
 from tunery.errors import ConfigError
-from tunery.tasks import Task, infer_task, task_by_name
+from tunery.tasks import Task, check_fit, infer_task, task_by_name
 from tunery.types import Dataset, Example
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ def prepare(spec: TrainSpec) -> Plan:
     longest = max(len(row) for unit in (*units, *eval_units) for row in unit)
     if spec.stage == "grpo":  # sampled answers may be longer than the written ones
         longest = max(len(u[0].prompt) for u in (*units, *eval_units)) + spec.max_completion_length
-    task = task_by_name(spec.task) if spec.task else infer_task([e.target or "" for e in examples])
+    outputs = [e.target or "" for e in examples]
+    task = task_by_name(spec.task) if spec.task else infer_task(outputs)
+    if spec.stage != "pt":
+        check_fit(task, outputs)
     found = {"packing": _packing(spec, base, longest, notes)}
     if spec.stage == "grpo":
         found["task"] = task.name  # the workers score with it
