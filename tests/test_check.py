@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tunery.cli.page import page
 from tunery.config import TrainSpec
 from tunery.data import check, export_dataset, load, sampling
+from tunery.data.annotations import read_annotations
+from tunery.data.files import reasons
 from tunery.data.near import Shingled, nearest_of
 from tunery.errors import ConfigError, DataError, StorageError
 from tunery.ops.datasets import check_data, export_data, sample_data, split_data
@@ -113,6 +115,15 @@ def test_a_list_that_is_cut_keeps_what_came_before(tmp_path: Path, cut: int):
     assert (len(dataset), len(faults)) == {60: (2, 1), 90: (3, 1), 100: (4, 0)}[cut]
 
 
+def test_reasons_leave_out_what_differs_from_row_to_row():
+    messages = [
+        "byte 0xff at byte 11 of the line is not UTF-8",
+        'no column "a"',
+        "byte 0x9c at byte 2 of the line is not UTF-8",
+    ]
+    assert reasons(map(DataError, messages)) == {"byte … at byte … of the line is not UTF-8": 2, "no column …": 1}
+
+
 def test_a_line_of_a_hundred_megabytes_is_one_fault(tmp_path: Path):
     huge = b'{"input": "' + b"x" * (100 << 20) + b'", "output": "y"}\n'
     (tmp_path / "a.jsonl").write_bytes(b'{"input": "a", "output": "b"}\n' + huge + b'{"input": "c", "output": "d"}\n')
@@ -120,6 +131,47 @@ def test_a_line_of_a_hundred_megabytes_is_one_fault(tmp_path: Path):
     assert len(load("a.jsonl", tmp_path, quarantine=faults)) == 2
     assert [f.where for f in faults] == ["a.jsonl:2"]
     assert "a line of 100 MiB" in faults[0].message
+
+
+@pytest.mark.parametrize("ending", ["json", "csv", "parquet", "conll"])
+def test_a_row_beyond_the_limit_is_one_fault_in_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tunery.data import annotations, files
+
+    for module in (files, annotations):
+        monkeypatch.setattr(module, "MAX_LINE", 1 << 20)
+    path, huge = tmp_path / f"a.{ending}", "x" * (3 << 20)
+    rows = [{"input": text, "output": "y"} for text in ("a", huge, "c")]
+    if ending == "json":
+        path.write_text(json.dumps(rows))
+    elif ending == "csv":
+        path.write_text("input,output\n" + "".join(f"{row['input']},y\n" for row in rows))
+    elif ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text(f"Ann\tB-P\n\n{huge}\tB-P\n\nBo\tB-P\n")
+    faults: list[DataError] = []
+    read = (
+        read_annotations(str(path), "conll", faults.append) if ending == "conll" else load(str(path), quarantine=faults)
+    )
+    assert (len(read), len(faults)) == (2, 1)
+    assert "of 3 MiB (the limit is 1)" in faults[0].message or "field larger than" in faults[0].message
+
+
+def test_a_quote_that_never_closes_is_one_fault_however_long_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from tunery.data import files
+
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
+    (tmp_path / "a.csv").write_text('input,output\nx,y\n"x,y\n' + "x,y\n" * 9999)
+    faults: list[DataError] = []
+    assert len(load("a.csv", tmp_path, quarantine=faults)) == 1
+    assert [str(f) for f in faults] == [
+        "a.csv:3: malformed CSV: a quote that opens here never closes: 10,000 lines are lost in it"
+    ]
 
 
 def test_a_parquet_file_of_billions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,6 +184,27 @@ def test_a_parquet_file_of_billions_is_refused(tmp_path: Path, monkeypatch: pyte
     pq.write_table(pa.table({"input": ["x"] * 2000, "output": ["y"] * 2000}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="too many to read at once"):
         load(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_value_that_a_file_repeats_at_no_cost_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tunery.data import files
+
+    monkeypatch.setattr(files, "MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr(files, "MAX_RATIO", 50)
+    table = pa.table({"input": ["x" * 1000] * 9000, "output": ["y"] * 9000})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        packed = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=packed) as writer:
+            writer.write_table(table)
+    with pytest.raises(DataError, match="grow to more than"):
+        load(str(path))
 
 
 # --- what is found in rows that can be read ---

@@ -340,6 +340,13 @@ def test_bad_files_are_refused_with_their_line(tmp_path: Path, name: str):
     assert error.where == f"{name}{line}"
 
 
+def test_a_message_never_quotes_a_whole_damaged_row(tmp_path: Path):
+    write(tmp_path / "a.jsonl", [{"messages": [{"role": "u" * 100_000, "content": "Q"}]}])
+    error = failure("a.jsonl", tmp_path)
+    assert error.message.startswith('message 1: unknown role "uuu')
+    assert len(str(error)) < 2100
+
+
 def turn(role: str, content: Any = "x") -> dict[str, Any]:
     return {"role": role, "content": content}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+_LONGEST = 2000  # characters of a message: it may quote a row, and a damaged row holds megabytes in one name
+
 
 class TuneryError(Exception):
     """Base of every error a user is expected to see without a traceback.
@@ -19,6 +21,8 @@ class TuneryError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(message)
         self.message = message
         self.hint = hint

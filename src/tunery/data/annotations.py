@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery import storage
-from tunery.data.files import OnFault, read_data, read_rows, strict
+from tunery.data.files import MAX_LINE, OnFault, inflate, read_data, read_rows, strict, too_large
 from tunery.data.spans import Annotated, Span, checked, overlap, tokens
 from tunery.errors import ConfigError, DataError
 
@@ -259,6 +259,8 @@ def _read_conll(path: str, label: str, fault: OnFault) -> Iterator[Found]:
 
 
 def _conll_line(line: bytes, tabs: bool) -> tuple[str, str]:
+    if len(line) > MAX_LINE:
+        raise too_large("line", len(line))
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -338,6 +340,7 @@ def _read_docbin(path: str, label: str, fault: OnFault) -> Iterator[Found]:
     from spacy.tokens import DocBin  # pyright: ignore[reportMissingImports]
 
     vocab = spacy.blank("xx").vocab
+    inflate(data, label, "DocBin")  # within the limits, which spaCy would not keep
     try:
         docs = list(DocBin().from_bytes(data).get_docs(vocab))
     except Exception as error:  # zlib, msgpack, numpy: whichever meets the damage first

@@ -69,7 +69,7 @@ def read_rows(path: str, label: str, fault: OnFault = strict) -> list[Row]:
         fault(error)
 
     if kind in ("parquet", "arrow"):
-        rows = list(_columnar(data, label, kind))
+        rows = list(_columnar(data, label, kind, counted))
     elif kind == "csv":
         rows = list(csv_rows(io.StringIO(_decode(data, label), newline=""), label, _delimiter(path), counted))
     elif data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
@@ -85,7 +85,7 @@ def read_data(path: str, label: str) -> bytes:
     """The bytes of a file, decompressed; UTF-16, emptiness and decompression bombs are refused as DataError."""
     data = storage.read_bytes(path)
     if storage.shown(path).lower().endswith(".gz"):
-        data = _gunzip(data, label)
+        data = inflate(data, label)
     if not data.strip():
         raise DataError("the file is empty", where=label)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -95,25 +95,34 @@ def read_data(path: str, label: str) -> bytes:
     return data
 
 
-def _gunzip(data: bytes, label: str) -> bytes:
-    """As gzip.decompress, but never more than the limits allow."""
+def inflate(data: bytes, label: str, what: str = "gzip file") -> bytes:
+    """What gzip or zlib compressed, but never more than the limits allow."""
     out, rest = bytearray(), data
     try:
         while rest:
-            member = zlib.decompressobj(wbits=31)
+            member = zlib.decompressobj(wbits=47)  # either of the two
             while not member.eof:
                 piece = member.decompress(rest, 1 << 24)
                 rest = member.unconsumed_tail
                 out += piece
                 if len(out) > max(MAX_INFLATED, MAX_RATIO * len(data)):
-                    hint = "decompress it yourself if you trust it"
-                    raise DataError(f"{len(data):,} bytes grow to more than {len(out):,}", where=label, hint=hint)
+                    raise _bomb(data, len(out), label)
                 if not piece and not rest and not member.eof:
-                    raise DataError("not a whole gzip file: it ends early", where=label)
+                    raise DataError(f"not a whole {what}: it ends early", where=label)
             rest = member.unused_data.lstrip(b"\0")
     except zlib.error as error:
-        raise DataError(f"not a whole gzip file: {error}", where=label) from error
+        raise DataError(f"not a whole {what}: {error}", where=label) from error
     return bytes(out)
+
+
+def _bomb(data: bytes, size: int, label: str) -> DataError:
+    hint = "decompress it yourself if you trust it"
+    return DataError(f"{len(data):,} bytes grow to more than {size:,}", where=label, hint=hint)
+
+
+def too_large(what: str, size: int, where: str | None = None, hint: str | None = None) -> DataError:
+    """The fault of a line or row that is no training example, of this many bytes."""
+    return DataError(f"a {what} of {size >> 20} MiB (the limit is {MAX_LINE >> 20})", where=where, hint=hint)
 
 
 def _decode(data: bytes, label: str) -> str:
@@ -159,9 +168,7 @@ def json_lines(lines: Iterable[bytes], label: str, fault: OnFault = strict, star
         try:
             if len(raw) > MAX_LINE:
                 hint = "one row a line; a list of rows that is one document is named .json and begins with ["
-                raise DataError(
-                    f"a line of {len(raw) >> 20} MiB (the limit is {MAX_LINE >> 20})", where=where, hint=hint
-                )
+                raise too_large("line", len(raw), where, hint)
             line = raw.decode("utf-8", "surrogateescape")
             if error := _unclean(line, where):
                 raise error
@@ -198,6 +205,8 @@ def _json_array(text: str, label: str, fault: OnFault) -> Iterator[Row]:
             return
         source = text[at:end]
         try:
+            if len(source) > MAX_LINE:
+                raise too_large("row", len(source), where)
             if error := _unclean(source, where) or _half_characters(row, source, where):
                 raise error
             row = _as_object(row, where)
@@ -259,9 +268,14 @@ def csv_rows(lines: Iterable[str], label: str, delimiter: str, fault: OnFault = 
             cells = next(reader, None)
         except csv.Error as error:  # the reader itself goes on with the next line
             what = str(error)
-            if "unexpected end" in what:
-                what = f"a quote that opens here never closes: {reader.line_num - start + 1:,} lines are lost in it"
+            # Where a quote is open for so long, the lines after it are no rows either.
+            unclosed = "unexpected end" in what or ("field limit" in what and reader.line_num > start)
+            if unclosed:
+                lost = reader.line_num - start + 1 + sum(1 for _ in lines)
+                what = f"a quote that opens here never closes: {lost:,} lines are lost in it"
             fault(DataError(f"malformed CSV: {what}", where=f"{label}:{start}"))
+            if unclosed:
+                return
             start = reader.line_num + 1
             continue
         if cells is None:
@@ -285,29 +299,49 @@ def csv_rows(lines: Iterable[str], label: str, delimiter: str, fault: OnFault = 
             yield line, dict(zip(header, cells, strict=True))
 
 
-def _columnar(data: bytes, label: str, kind: str) -> Iterator[Row]:
+def _columnar(data: bytes, label: str, kind: str, fault: OnFault) -> Iterator[Row]:
+    """Rows of Parquet or Arrow; not beyond the limits, for a dictionary repeats a value at no cost."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    first, cells, size = 1, 0, 0
     try:
-        if kind == "parquet":
-            source = pq.ParquetFile(pa.BufferReader(data))
-            rows, columns = source.metadata.num_rows, source.metadata.num_columns
-            batches = source.iter_batches(batch_size=1 << 14)
-        else:
-            try:  # Hugging Face's datasets writes the stream form, others the file form
-                table = pa.ipc.open_stream(pa.BufferReader(data)).read_all()
-            except pa.ArrowInvalid:
-                table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            rows, columns, batches = table.num_rows, table.num_columns, table.to_batches(max_chunksize=1 << 14)
-        if rows * columns > MAX_CELLS:
-            raise DataError(f"{rows:,} rows of {columns} columns are too many to read at once", where=label)
-        found = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(found, 1)
+        for batch in _batches(data, label, kind):
+            cells += batch.num_rows * batch.num_columns
+            size += batch.nbytes
+            _within(cells, label)
+            if size > max(MAX_INFLATED, MAX_RATIO * len(data)):
+                raise _bomb(data, size, label)
+            for number, row in enumerate(batch.to_pylist(), first):
+                where = f"{label}:{number}"
+                if batch.nbytes > MAX_LINE and (long := len(json.dumps(row, default=str))) > MAX_LINE:
+                    fault(too_large("row", long, where))
+                else:
+                    yield number, row
+            first += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
         brief = str(error).splitlines()[0]
         name = "Parquet" if kind == "parquet" else "Arrow"
         raise DataError(f"not a readable {name} file: {brief}", where=label) from error
+
+
+def _batches(data: bytes, label: str, kind: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if kind == "parquet":
+        source = pq.ParquetFile(pa.BufferReader(data))
+        _within(source.metadata.num_rows * source.metadata.num_columns, label)
+        return source.iter_batches(batch_size=1 << 7)
+    try:  # Hugging Face's datasets writes the stream form, others the file form
+        return iter(pa.ipc.open_stream(pa.BufferReader(data)))
+    except pa.ArrowInvalid:
+        source = pa.ipc.open_file(pa.BufferReader(data))
+        return map(source.get_batch, range(source.num_record_batches))
+
+
+def _within(cells: int, label: str) -> None:
+    if cells > MAX_CELLS:
+        raise DataError(f"{cells:,} cells are too many to read at once", where=label)
 
 
 def saved_splits(folder: storage.AnyPath) -> list[str] | None:
@@ -343,7 +377,7 @@ def reasons(faults: Iterable[DataError]) -> dict[str, int]:
     return dict(Counter(_DETAIL.sub("…", fault.message) for fault in faults).most_common())
 
 
-_DETAIL = re.compile(r"\"[^\"]*\"|'[^']*'|(?<![\w…])\d[\d,]*|0x[0-9a-f]+")
+_DETAIL = re.compile(r"\"[^\"]*\"|'[^']*'|0x[0-9a-f]+|(?<!UTF-)(?<![\w…])\d[\d,]*")
 
 
 def json_type(value: Any) -> str:
