@@ -307,14 +307,13 @@ def _columnar(data: bytes, label: str, kind: str, fault: OnFault) -> Iterator[Ro
     try:
         for batch in _batches(data, label, kind):
             cells += batch.num_rows * batch.num_columns
-            size += batch.nbytes
+            size += (held := batch.nbytes)
             _within(cells, label)
             if size > max(MAX_INFLATED, MAX_RATIO * len(data)):
                 raise _bomb(data, size, label)
             for number, row in enumerate(batch.to_pylist(), first):
-                where = f"{label}:{number}"
-                if batch.nbytes > MAX_LINE and (long := len(json.dumps(row, default=str))) > MAX_LINE:
-                    fault(too_large("row", long, where))
+                if held > MAX_LINE and (long := len(json.dumps(row, default=str))) > MAX_LINE:
+                    fault(too_large("row", long, f"{label}:{number}"))
                 else:
                     yield number, row
             first += batch.num_rows
