@@ -235,6 +235,8 @@ def test_metrics_of_attributes_and_of_grounding():
     assert found["attribute_order"] == pytest.approx(1 / 3)
     assert found["slot_precision"] == pytest.approx(5 / 8)
     assert found["slot_recall"] == pytest.approx(5 / 9)
+    assert found["slot_precision_macro"] == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)  # function, new, colour
+    assert found["slot_recall_macro"] == pytest.approx((2 / 3 + 1 / 3 + 2 / 3) / 3)
     assert found["slot_f1_macro"] == pytest.approx((2 / 3 + 2 * 1 / (2 + 3) + 2 / 3) / 3)
     assert found["grounding_rate"] == pytest.approx(2 / 3)
     assert found["hallucination_closed"] == found["hallucination_rate"] == pytest.approx(2 / 8)  # green and perhaps

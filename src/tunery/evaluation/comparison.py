@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tunery.errors import DataError
-from tunery.tasks import DEFINITIONS, Profile, Task
-from tunery.tasks.score import RESAMPLES, ratios, resampled, score
+from tunery.tasks import DEFINITIONS, Profile, Scores, Task
+from tunery.tasks.score import RESAMPLES, labels, ratios, resampled, score
 
 TESTS = {
     "paired_bootstrap": "rows drawn with replacement, the same for both models; p is twice the share of draws in which "
@@ -74,11 +74,9 @@ def compare(
     said_b = [theirs[k]["answers"][label_b]["text"] for k in keys]
     one = score(task, list(zip(said_a, golds, strict=True)), texts=texts, profile=profile, resamples=2)
     two = score(task, list(zip(said_b, golds, strict=True)), texts=texts, profile=profile, resamples=2)
-    names = [n for n in one.ratios if n in DEFINITIONS]
-    drawn_a = _draws(one.table, one.ratios, one.gold_attributes, names)
-    drawn_b = _draws(two.table, two.ratios, two.gold_attributes, names)
+    drawn_a, drawn_b = _draws(one), _draws(two)
     found = {}
-    for name in [*names, "slot_f1_macro"]:
+    for name in drawn_a:
         va, vb = one.metrics[name].value, two.metrics[name].value
         if va is None or vb is None:
             continue
@@ -104,11 +102,9 @@ def _key(sample: Mapping[str, Any]) -> tuple[str, str, str]:
     return sample["id"], sample["input"], sample["gold"]
 
 
-def _draws(
-    table: np.ndarray, names: Sequence[str], gold_attributes: Sequence[str], wanted: Sequence[str]
-) -> dict[str, np.ndarray]:
-    found = ratios(resampled(table, RESAMPLES), names, gold_attributes)
-    return {n: found[:, names.index(n)] for n in wanted} | {"slot_f1_macro": found[:, -1]}
+def _draws(scores: Scores) -> dict[str, np.ndarray]:
+    found = ratios(resampled(scores.table, RESAMPLES), scores.ratios, scores.gold_attributes)
+    return {name: found[:, i] for i, name in enumerate(labels(scores.ratios)) if name in DEFINITIONS}
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

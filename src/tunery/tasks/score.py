@@ -27,6 +27,8 @@ DEFINITIONS = {
     "itself being one; value text must match; an output that does not parse predicts none",
     "slot_recall": "share of gold slots that were predicted",
     "slot_f1": "micro F1: the harmonic mean of slot precision and recall over all slots",
+    "slot_precision_macro": "the mean over the gold attributes that were predicted of each one's slot precision",
+    "slot_recall_macro": "the mean over the gold attributes of each one's slot recall",
     "slot_f1_macro": "the mean over the gold attributes of each one's slot F1",
     "parse_rate": "rows whose output is of the task's form, from end to end",
     "tolerant_parse_rate": "rows that can be read after forgiving prose around the output, or a cut-off end",
@@ -40,6 +42,7 @@ DEFINITIONS = {
     "stand in the text although the training rows' do; an attribute or function that they do not have counts too",
 }
 
+MACRO = ("precision", "recall", "f1")
 RESAMPLES = 1000
 
 
@@ -308,16 +311,21 @@ def _grounding_columns(
 
 
 def ratios(sums: np.ndarray, names: Sequence[str], gold_attributes: Sequence[str]) -> np.ndarray:
-    """Metrics (..., M + 1) from column sums (..., 2 M); the last one is the macro F1. NaN where nothing was scored."""
+    """Metrics (..., M + 3) from column sums (..., 2 M), as `labels` names them. NaN where nothing was scored."""
     with np.errstate(invalid="ignore", divide="ignore"):
         found = np.where(sums[..., 1::2] > 0, sums[..., ::2] / sums[..., 1::2], np.nan)
-    picked = [names.index(f"f1:{a}") for a in gold_attributes]
-    if not picked:
-        return np.concatenate([found, np.full((*found.shape[:-1], 1), np.nan)], axis=-1)
-    macro = found[..., picked]
-    present = ~np.isnan(macro)  # a resample may hold no row with a rare attribute
-    mean = np.where(present, macro, 0).sum(-1) / np.maximum(present.sum(-1), 1)
-    return np.concatenate([found, mean[..., None]], axis=-1)
+    means = []
+    for kind in MACRO:
+        each = found[..., [names.index(f"{kind}:{a}") for a in gold_attributes]]
+        present = ~np.isnan(each)  # a resample may hold no row with a rare attribute
+        n = present.sum(-1)
+        means.append(np.where(n > 0, np.where(present, each, 0).sum(-1) / np.maximum(n, 1), np.nan))
+    return np.concatenate([found, np.stack(means, axis=-1)], axis=-1)
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """What the columns of `ratios` are called."""
+    return [*names, *(f"slot_{kind}_macro" for kind in MACRO)]
 
 
 def resampled(table: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -336,13 +344,12 @@ def estimate(
 ) -> dict[str, Metric]:
     """Each metric with its 95 % percentile bootstrap interval (Efron 1979), rows resampled together."""
     n = len(table)
-    labels = [*names, "slot_f1_macro"]
     if n == 0:
-        return {name: Metric(None, None, None, 0) for name in labels}
+        return {name: Metric(None, None, None, 0) for name in labels(names)}
     values = ratios(table.sum(0), names, gold_attributes)
     draws = ratios(resampled(table, resamples), names, gold_attributes)
     found = {}
-    for i, name in enumerate(labels):
+    for i, name in enumerate(labels(names)):
         drawn = draws[:, i][~np.isnan(draws[:, i])]
         if np.isnan(values[i]) or not len(drawn):
             found[name] = Metric(None, None, None, n)
