@@ -127,7 +127,7 @@ def compare(
         ("metric", f"A: {found['a']}", f"B: {found['b']}", "B - A", "95 %", "p"),
         [
             (n, f"{m['a']:.3f}", f"{m['b']:.3f}", f"{m['difference']:+.3f}", f"{m['low']:+.3f} {m['high']:+.3f}",
-             f"{m['p']:.3f}")
+             "<0.001" if m["p"] < 0.001 else f"{m['p']:.3f}")
             for n, m in found["metrics"].items()
         ],
     )  # fmt: skip
