@@ -5,6 +5,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +275,20 @@ def test_the_record_is_three_files(report, tmp_path):
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(RunError, match="not a report"):
         find_report(None, str(tmp_path / "other.json"))
+
+
+def test_two_columns_are_compared_on_the_command_line(report, tmp_path):
+    write_report(report, tmp_path)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("tunery"), "eval", "compare", f"{tmp_path}:base", tmp_path],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "250 rows of both" in done.stdout
+    right = round(report.metrics["shop@1"]["exact_match"].value * 250)
+    assert f"exactly right by A alone: 0 rows, by B alone: {right}" in done.stdout
+    assert re.search(r"exact_match +0\.000 +0\.\d+ +\+0\.\d+ .*<0\.001", done.stdout)
+    assert "McNemar's test" in done.stdout
 
 
 HOSTILE = '</script><script>document.title="broken"</script><!--<b onload=x> \u2028 \ud800 \U0001f6b2 [Café] & "quotes"'
