@@ -244,8 +244,6 @@ def annotated() -> list[Annotated]:
 
 @pytest.mark.parametrize("kind", ANNOTATIONS)
 def test_spans_go_there_and_back(tmp_path: Path, kind: str):
-    if kind == "docbin":
-        pytest.importorskip("spacy", reason="DocBin needs spaCy")
     ending = {"conll": ".conll", "docbin": ".spacy", "label-studio": ".json"}.get(kind, ".jsonl")
     path = tmp_path / f"ner{ending}"
     rows = annotated()
@@ -417,6 +415,35 @@ def test_spans_that_iob2_cannot_say_are_dropped(tmp_path: Path):
     faults: list[DataError] = []
     assert write_annotations(tmp_path / "a.conll", "conll", rows, faults.append) == 1
     assert "overlap" in faults[0].message
+
+
+def test_a_docbin_that_spacy_wrote_is_read_and_a_damaged_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import zlib
+
+    import spacy.tokens
+
+    from tunery.data import files
+
+    box = spacy.tokens.DocBin(store_user_data=True)
+    for text, places in (("Zoë 🚲 rides in Łódź.", [4]), ("   ", []), ("No one", [])):
+        doc = spacy.blank("en")(text)
+        doc.ents = [spacy.tokens.Span(doc, i, i + 1, label="LOC") for i in places]
+        box.add(doc)
+    box.to_disk(path := tmp_path / "ner.spacy")
+    done = import_dataset(str(path), tmp_path / "in")
+    assert (done.files, done.dropped) == ({"ner.jsonl": 2}, {"field … holds no text": 1})
+    assert [e.target for e in load("ner", tmp_path / "in").examples] == ["extract(LOC[Łódź])", "extract()"]
+    whole = path.read_bytes()
+    monkeypatch.setattr(files, "MAX_INFLATED", 1 << 20)
+    for data, message in (
+        (whole[:-9], "not a whole DocBin: it ends early"),
+        (b"Zoe", "not a whole DocBin"),
+        (zlib.compress(b"no msgpack"), "not a readable DocBin"),
+        (zlib.compress(b" " * (20 << 20)), "grow to more than"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            import_dataset(str(path), tmp_path / "other")
 
 
 def test_docbin_without_spacy_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

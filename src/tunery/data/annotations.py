@@ -367,8 +367,9 @@ def _write_docbin(path: Path, rows: Iterable[tuple[str, Annotated]], fault: OnFa
             continue
         words, spaces = _words(annotated)
         doc = Doc(vocab, words=words, spaces=spaces)
-        ents = [doc.char_span(s.start, s.end, label=s.label) for s in annotated.spans]
-        if doc.text != annotated.text or None in ents:
+        found = (doc.char_span(s.start, s.end, label=s.label) for s in annotated.spans)
+        ents = [span for span in found if span is not None]
+        if doc.text != annotated.text or len(ents) < len(annotated.spans):
             fault(DataError("its spans do not lie on tokens", where=name))
             continue
         doc.ents = ents
