@@ -473,6 +473,20 @@ def test_a_span_that_is_rendered_is_found_again(text: str, data: st.DataObject):
     assert all(b[0] >= a[1] for a, b in pairwise(cut))
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("ab[](), \n-é東🚲", min_size=1, max_size=12), data=st.data())
+def test_what_the_function_form_holds_is_read_back_as_it_was(text: str, data: st.DataObject):
+    ends = data.draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, len(text))), min_size=1, max_size=3))
+    spans = [(min(pair), max(pair), label, None) for pair, label in zip(ends, ("A", "B c", "d.e-f"), strict=False)]
+    one = checked(text, [span for span in spans if span[0] < span[1]])
+    values = [(s.label, " ".join(text[s.start : s.end].split())) for s in one.spans]
+    try:
+        target = render(one, "function")
+    except DataError:  # it cannot hold everything, and says so
+        return
+    assert wanted(slots_of("function")(target) or ()) == values
+
+
 def test_where_a_value_is_placed():
     def at(text: str, *pairs: tuple[str, str]) -> list[tuple[str, int]]:
         return [(text[s.start : s.end], s.start) for s in place(text, list(pairs))[0]]
