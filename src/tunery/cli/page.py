@@ -25,7 +25,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .error b{color:var(--error)}.warning b{color:var(--warning)}.note b{color:var(--note)}
 code,li{font:.85rem/1.5 ui-monospace,monospace;overflow-wrap:anywhere}ul{margin:.3rem 0;padding-left:1.1rem}
 .dim{color:var(--dim)}svg{max-width:100%;height:auto}svg text{fill:var(--dim);font:13px system-ui,sans-serif}
-svg rect{fill:var(--bar)}svg line{stroke:var(--error);stroke-dasharray:4 3}
+svg rect{fill:var(--bar)}svg line{stroke:var(--error);stroke-width:4}
 @media(max-width:40rem){svg text{font-size:22px}
 .attributes tr{display:grid;grid-template-columns:minmax(0,1fr) 4.5rem 4.5rem}
 .attributes td,.attributes th{border:0;padding:.2rem 0;overflow-wrap:anywhere}
