@@ -10,10 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+import yaml
 from conftest import make_adapter, write_rows
+from typer.testing import CliRunner
 
 import tunery
 from tunery import versions
+from tunery.cli.app import app
 from tunery.engine.cluster import free_port
 from tunery.engine.rows import EngineRows
 from tunery.errors import ConfigError, DataError, ModelError, ResourceError, RunError, StorageError, TrainError
@@ -92,14 +95,19 @@ def test_two_workers_reach_the_same_adapter(project, trained):
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_evaluation_scores_base_and_version_on_one_engine(project, trained):
-    report = tunery.evaluate(project)
-    assert set(report.metrics) == {"base", "shop@1"}
-    assert report.n == 4
-    assert all(a["error"] is None for s in report.samples for a in s["answers"].values())
+def test_evaluation_scores_base_and_version_on_one_engine_and_fails_by_its_gate(project, trained, tmp_path):
+    file = tmp_path / "tunery.yaml"
+    file.write_text(yaml.safe_dump(project.model_dump(mode="json")))
+    done = CliRunner().invoke(app, ["eval", "--project", str(file), "--gate", "parse_rate>=0, slot_f1>1", "--json"])
+    assert done.exit_code == 1  # as CI wants it
+    told = json.loads(done.stdout)
+    assert set(told["metrics"]) == {"base", "shop@1"}
+    assert told["n"] == 4
+    assert [v["passed"] for v in told["record"]["gate"]] == [True, False]
     run = next(r for r in runs.list_runs(Path(project.home)) if r.kind == "eval")
     saved = json.loads((run.path / "report.json").read_text())
     assert saved["metrics"]["shop@1"]["slot_f1"]["n"] == 4
+    assert all(a["error"] is None for s in saved["samples"] for a in s["answers"].values())
     assert saved["samples"][0]["answers"]["base"]["finish_reason"] in ("stop", "length")
 
 
