@@ -86,13 +86,20 @@ def evaluate(
 
 def _show_metrics(screen: Any, report: Mapping[str, Any], label: str) -> None:
     labels = list(report["metrics"])
-    rows = []
+    rows, shown = [], {}
     for name, meaning in report["definitions"].items():
         found = [report["metrics"][m].get(name) for m in labels]
         if any(m and m["value"] is not None for m in found):
-            rows.append((name, *map(_interval, found), meaning))
+            rows.append((name, *map(_interval, found)))
+            shown[name] = meaning
     screen.say(f"{report['n']:,} rows; in brackets the 95 % interval")
-    screen.table(("metric", *labels, "what it is"), rows, right=labels)
+    screen.table(("metric", *labels), rows, right=labels)
+    _define(screen, shown)
+
+
+def _define(screen: Any, definitions: Mapping[str, str]) -> None:
+    for name, meaning in definitions.items():
+        screen.say(f"[dim]{name}: {meaning}[/]")
 
 
 def _interval(metric: Mapping[str, Any] | None) -> str:
@@ -133,6 +140,5 @@ def compare(
     )  # fmt: skip
     screen.say("p: McNemar's test for exact_match, the paired bootstrap for the others")
     screen.say(f"exactly right by A alone: {len(found['only_a'])} rows, by B alone: {len(found['only_b'])}")
-    for name, meaning in found["definitions"].items():
-        screen.say(f"[dim]{name}: {meaning}[/]")
+    _define(screen, found["definitions"])
     screen.result(found)
