@@ -237,7 +237,7 @@ def _skip_space(text: str, at: int) -> int:
 
 def _malformed(error: Exception, where: str, *, whole: bool) -> DataError:
     if isinstance(error, json.JSONDecodeError):
-        message = f"malformed JSON: {error.msg} at column {error.colno}"
+        message = f"malformed JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     else:
         message = f"malformed JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
     return DataError(message, where=where, hint=None if whole else "the line ends early: was the file cut short?")
