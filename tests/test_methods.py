@@ -12,15 +12,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
+from conftest import registered
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tunery import versions
 from tunery.bases import bundled_path
 from tunery.config import TrainSpec, load_project, parse, resolve_train
 from tunery.data.template import Row
-from tunery.errors import ConfigError, DataError, TrainError
-from tunery.ops import registry
+from tunery.errors import ConfigError, DataError, ModelError, RunError, TrainError
+from tunery.ops import registry, verbs
+from tunery.serving import Engine
 from tunery.tasks import task_by_name
-from tunery.training import prepare
+from tunery.training import model_files, prepare
+from tunery.training.attention import ATTENTION
 from tunery.training.batches import Job, Packer
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
@@ -31,11 +37,13 @@ from tunery.training.objectives import (
     objective_of,
     preference_losses,
     reference_units,
+    rewards_of,
     token_log_probabilities,
     with_reference,
 )
 from tunery.training.packing import Answer, Group, build_pack
 from tunery.training.sampling import Sampling, reward, sample
+from tunery.training.tuning import transformers_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL: dict[str, Any] = {
@@ -61,6 +69,16 @@ def model(folder):
     model = build_model(spec_of("dpo", gradient_checkpointing=False), folder, "cpu")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # B starts at zero: policy and reference would be one
+            torch.nn.init.normal_(parameter, 0, 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def judge(folder):
+    """A reward model with weights all over."""
+    model: Any = build_model(spec_of("rm", gradient_checkpointing=False), folder, "cpu")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "v_head" in name:
             torch.nn.init.normal_(parameter, 0, 0.05)
     return model
 
@@ -159,6 +177,23 @@ def test_dpo_is_relative_to_the_reference_and_can_add_the_likelihood_of_the_chos
     )
 
 
+def test_a_reward_is_the_value_heads_at_the_end_of_an_answer(judge):
+    """arXiv:2203.02155, eq. 1, on the hidden states that transformers itself gives."""
+    units = answers()
+    rewards = []
+    for row in (row for unit in units for row in unit):
+        inner = transformers_model(judge)
+        inner.set_attn_implementation("sdpa")
+        hidden = inner(input_ids=torch.tensor([row.prompt + row.target]), output_hidden_states=True).hidden_states[-1]
+        inner.set_attn_implementation(ATTENTION)
+        rewards.append((judge.v_head.summary.weight @ hidden[0, -1] + judge.v_head.summary.bias).item())
+    pairs = list(zip(rewards[::2], rewards[1::2], strict=True))
+    loss, further = objective_of(spec_of("rm"), Packer(spec_of("rm"), "cpu", 999)).loss(judge, build_pack(units, 20))
+    assert loss.item() == pytest.approx(sum(-log_sigmoid(c - r) for c, r in pairs), rel=1e-4)
+    assert further["rewards/accuracies"] == sum(c > r for c, r in pairs)
+    assert further["rewards/chosen"] == pytest.approx(sum(c for c, _ in pairs), rel=1e-4)
+
+
 def test_kto_judges_each_row_against_the_divergence_of_the_batch(model):
     """arXiv:2402.01306, eq. 7: the divergence is the mean log-ratio of mismatched rows, no less than 0."""
     units = answers()
@@ -207,9 +242,10 @@ def test_grpo_is_advantage_times_likelihood_and_a_divergence(model):
 # --- packs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["dpo", "orpo", "simpo", "kto", "grpo"])
-def test_packed_equals_unpacked(model, stage):
+@pytest.mark.parametrize("stage", ["rm", "dpo", "orpo", "simpo", "kto", "grpo"])
+def test_packed_equals_unpacked(model, judge, stage):
     """One pack that shares prompts, packs that do not, and each row by itself: one loss, one gradient."""
+    model = judge if stage == "rm" else model
     units = answers(per_prompt=4 if stage == "grpo" else 2)
     found = []
     for packing, room in (("none", 0), ("sequence", 60), ("shared_prefix", 60), ("shared_prefix", 9999)):
@@ -284,6 +320,10 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
+SHORT: dict[str, Any] = {
+    "max_steps": 6, "save_steps": 3, "bf16": False, "lora_rank": 4, "learning_rate": 5e-3, "eval_strategy": "no",
+    "gradient_checkpointing": False,
+}  # fmt: skip
 DATA = {"sft": "sft", "grpo": "sft", "pt": "text", "kto": "tags"}
 
 
@@ -311,13 +351,43 @@ def run(stage: str, shop: Path, base: Path, scratch: Path, model=None, **setting
 
 @pytest.mark.parametrize(
     ("stage", "settings"),
-    [("dpo", {}), ("dpo", {"pref_loss": "ipo"}), ("orpo", {}), ("simpo", {})],
+    [("dpo", {}), ("dpo", {"pref_loss": "ipo"}), ("orpo", {}), ("simpo", {}), ("rm", {"learning_rate": 2e-3})],
 )
 def test_preferences_are_learnt_and_hold_for_prompts_never_seen(stage, settings, shop, tiny_base, tmp_path):
     _, evaluations = run(stage, shop, tiny_base, tmp_path, max_steps=6, eval_steps=3, **settings)
     assert evaluations[-1]["eval_rewards/accuracies"] == 1.0
     assert evaluations[-1]["eval_rewards/margins"] > max(0.0, evaluations[0]["eval_rewards/margins"])
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+
+
+def test_a_reward_model_goes_on_from_a_checkpoint_and_is_what_others_read(shop, tiny_base, tmp_path):
+    plan = plan_of("rm", "pairs-a.jsonl", shop, tiny_base, **SHORT)
+    assert all(row.target[-1] == plan.template.stop_ids[0] for row in plan.rows)  # as sampled answers end
+    model, again = (build_model(plan.spec, tiny_base, "cpu") for _ in range(2))
+    job = Job(plan.spec, plan.units, plan.groups)
+    fit(job, Hooks(scratch=tmp_path), model=model)
+    fit(replace(job, resume_from=str(tmp_path / "checkpoint-3")), Hooks(scratch=tmp_path / "again"), model=again)
+    for (name, one), (_, two) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert one.equal(two), name
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, str(tmp_path / "checkpoint-6"))
+    head = load_file(tmp_path / "checkpoint-6" / "value_head.safetensors")
+    assert set(head) == {"v_head.summary.weight", "v_head.summary.bias"}
+    model.eval()
+    for row in plan.rows[:4]:
+        hidden = peft(input_ids=torch.tensor([row.prompt + row.target]), output_hidden_states=True).hidden_states[-1]
+        reward = head["v_head.summary.weight"] @ hidden[0, -1] + head["v_head.summary.bias"]
+        torch.testing.assert_close(rewards_of(model, build_pack([(row,)], 0)), reward, rtol=1e-3, atol=1e-4)
+
+
+def test_a_whole_reward_model_keeps_its_head_apart(shop, tiny_base, tmp_path):
+    plan = plan_of("rm", "pairs-a.jsonl", shop, tiny_base, finetuning_type="full", **SHORT | {"max_steps": 1})
+    fit(Job(plan.spec, plan.units, plan.groups), Hooks(scratch=tmp_path))
+    files = model_files(plan, tmp_path / "checkpoint-1")
+    assert list(files)[-2:] == ["value_head.safetensors", "model.safetensors"]
+    assert all(path.exists() for path in files.values())
+    assert set(load_file(files["model.safetensors"])) == set(load_file(tiny_base / "model.safetensors"))
 
 
 def test_tags_are_learnt(shop, tiny_base, tmp_path):
@@ -420,6 +490,8 @@ def test_two_workers_learn_what_one_does(shop, tiny_base, tmp_path):
     [
         ("dpo", "sft", {}, "holds no pairs", "chosen and rejected"),
         ("simpo", "tags", {}, "holds no pairs", "stage: kto"),
+        ("rm", "sft", {}, "holds no pairs", "chosen and rejected"),
+        ("rm", "pairs", {"fsdp": True}, "rm and fsdp", "leave fsdp out"),
         ("kto", "sft", {}, "holds no tags", "columns.kto_tag"),
         ("kto", "good", {}, "tagged as one to imitate", "both tags"),
         ("sft", "pairs", {}, "pairs of a chosen and a rejected", "stage: dpo"),
@@ -446,7 +518,6 @@ def test_data_that_does_not_fit_the_stage_is_refused(stage, dataset, settings, m
     ("values", "message"),
     [
         ({"stage": "ppo"}, "stage: grpo"),
-        ({"stage": "rm"}, "stage: dpo"),
         ({"stage": "dpo", "pref_loss": "kto_pair"}, "stage: kto"),
         ({"stage": "dpo", "pref_beta": 0}, "greater than 0"),
         ({"stage": "grpo", "num_generations": 1}, "greater than or equal to 2"),
@@ -478,6 +549,19 @@ def test_units_of_each_stage(shop, tiny_base):
     assert judged.describe()["train_rows"] == 80
 
 
+def test_a_name_stands_for_what_answers_and_never_for_a_reward_model(tmp_path):
+    for ref, stage in (("shop@1", "sft"), ("shop@2", "rm"), ("judge@1", "rm")):
+        registered(tmp_path, ref, stage=stage)
+    assert versions.get(tmp_path, "shop").ref == "shop@1"
+    assert versions.get(tmp_path, "shop", judge=True).ref == "shop@2"
+    with pytest.raises(RunError, match="is a reward model"):
+        versions.get(tmp_path, "judge")
+    with pytest.raises(ModelError, match="scores answers, and writes none"):
+        verbs.load_model(verbs.as_project({"home": str(tmp_path)}), "shop@2")
+    engine = Engine("base", "base", "b", "", 64)
+    assert [v.ref for v in versions.list_versions(tmp_path) if engine.admits(v)] == ["shop@1"]
+
+
 def test_a_pair_that_is_cut_keeps_one_prompt(shop, tiny_base):
     whole = plan_of("dpo", "pairs-a.jsonl", shop, tiny_base)
     cut = plan_of("dpo", "pairs-a.jsonl", shop, tiny_base, cutoff_len=60, overlong="truncate")
@@ -500,7 +584,7 @@ def test_a_long_text_goes_on_in_further_rows(shop, tiny_base):
 
 def test_every_example_is_a_valid_spec_and_each_stage_has_one():
     specs = {path.stem: load_project(path).train for path in sorted(EXAMPLES.glob("*.yaml"))}
-    assert {spec.stage for spec in specs.values()} == {"sft", "pt", "dpo", "orpo", "simpo", "kto", "grpo"}
+    assert {spec.stage for spec in specs.values()} == {"sft", "pt", "rm", "dpo", "orpo", "simpo", "kto", "grpo"}
     for name, spec in specs.items():
         assert set(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())) >= {"stage", "model_name_or_path"}
         resolve_train(spec)

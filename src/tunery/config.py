@@ -37,10 +37,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
 
 
-Stage = Literal["sft", "pt", "dpo", "orpo", "simpo", "kto", "grpo"]
+Stage = Literal["sft", "pt", "rm", "dpo", "orpo", "simpo", "kto", "grpo"]
 _NOT_OFFERED = {
     ("stage", "ppo"): "ppo is not offered: stage: grpo raises the same reward, and needs no value model",
-    ("stage", "rm"): "reward models are not offered: stage: dpo learns from the same pairs, grpo from a reward",
     ("pref_loss", "kto_pair"): "kto_pair is not offered: stage: kto takes the same pairs",
 }
 
@@ -222,7 +221,7 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     """Fill every key that was left out with the default that fits the base model."""
     defaults = BUNDLED_DEFAULTS if spec.model_name_or_path == BUNDLED_BASE else GENERAL_DEFAULTS
     found = {k: v for k, v in defaults.items() if getattr(spec, k) is None}
-    if "learning_rate" in found and spec.stage not in ("sft", "pt") and defaults is GENERAL_DEFAULTS:
+    if "learning_rate" in found and spec.stage not in ("sft", "pt", "rm") and defaults is GENERAL_DEFAULTS:
         found["learning_rate"] = 5e-6  # LLaMA-Factory's for preferences; the small base needs its own
     if "learning_rate" in found and spec.finetuning_type != "lora":
         # Weights that know something move less: a tenth in LLaMA-Factory's examples. On the small base, one epoch of

@@ -21,6 +21,7 @@ from tunery.training.batches import Packer
 from tunery.training.packing import Answer, Group, Pack, Unit, build_pack
 from tunery.training.sampling import Judge
 from tunery.training.sharding import in_step
+from tunery.training.tuning import transformers_model
 
 
 class Objective(ABC):
@@ -52,17 +53,34 @@ class Supervised(Objective):
         return F.cross_entropy(logits_of(model, pack).float(), pack.labels, reduction="sum"), {}
 
 
-class Preference(Objective):
-    """`stage: dpo`, `orpo`, `simpo`: mean over pairs, whose chosen row comes before its rejected one."""
+class Pairs(Objective):
+    """Mean over pairs, whose chosen row comes before its rejected one."""
 
     reports = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+
+    def weight(self, pack: Pack) -> float:
+        return pack.rows / 2
+
+    def compared(self, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+        """What is reported of the rewards of pairs."""
+        found = (chosen.sum(), rejected.sum(), (chosen > rejected).sum(), (chosen - rejected).sum())
+        return {name: value.item() for name, value in zip(self.reports, found, strict=True)}
+
+
+class Reward(Pairs):
+    """`stage: rm` (arXiv:2203.02155, eq. 1): the value head's number at the end of an answer is its reward."""
+
+    def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
+        chosen, rejected = rewards_of(model, pack).view(-1, 2).unbind(1)
+        return -F.logsigmoid(chosen - rejected).sum(), self.compared(chosen.detach(), rejected.detach())
+
+
+class Preference(Pairs):
+    """`stage: dpo`, `orpo`, `simpo`."""
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.needs_reference = spec.preference in ("sigmoid", "hinge", "ipo")
-
-    def weight(self, pack: Pack) -> float:
-        return pack.rows / 2
 
     def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
         tokens = token_log_probabilities(model, pack)
@@ -74,9 +92,8 @@ class Preference(Objective):
         losses = preference_losses(self.spec, chosen, rejected)
         if self.spec.pref_ftx:
             losses = losses - self.spec.pref_ftx * (by_row(tokens, pack) / lengths)[0::2]
-        a, b = self.spec.pref_beta * chosen.detach(), self.spec.pref_beta * rejected.detach()
-        found = (a.sum(), b.sum(), (a > b).sum(), (a - b).sum())
-        return losses.sum(), {name: value.item() for name, value in zip(self.reports, found, strict=True)}
+        beta = self.spec.pref_beta
+        return losses.sum(), self.compared(beta * chosen.detach(), beta * rejected.detach())
 
 
 def preference_losses(spec: TrainSpec, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -190,13 +207,38 @@ class Grpo(Objective):
 def logits_of(model: nn.Module, pack: Pack) -> Tensor:
     """(K, V): what the model says at the supervised places, in its own dtype."""
     if pack.apart:
-        device = pack.ids.device
-        return torch.cat([logits_of(model, build_pack([(row,)], 0).to(device)) for row in pack.members])
+        return torch.cat([logits_of(model, one) for one in _passes(pack)])
+    return _logits(model, pack, pack.keep)
+
+
+def rewards_of(model: nn.Module, pack: Pack) -> Tensor:
+    """(S,): what the value head says at the end of each row, fp32."""
+    return torch.cat([_with_values(model, one, one.last)[1] for one in _passes(pack)])
+
+
+def _passes(pack: Pack) -> list[Pack]:
+    """The packs to compute one after the other in place of `pack`."""
+    return [build_pack([(row,)], 0).to(pack.ids.device) for row in pack.members] if pack.apart else [pack]
+
+
+def _logits(model: nn.Module, pack: Pack, places: Tensor) -> Tensor:
     seen: Any = view(pack)
     further = {} if seen is None else {"view": seen}
     return model(
-        input_ids=pack.ids, position_ids=pack.positions, logits_to_keep=pack.keep, use_cache=False, **further
+        input_ids=pack.ids, position_ids=pack.positions, logits_to_keep=places, use_cache=False, **further
     ).logits[0]
+
+
+def _with_values(model: Any, pack: Pack, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits at `places`, and what the value head makes of the hidden states that they come from."""
+    heard: list[Tensor] = []
+    head = transformers_model(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: heard.append(args[0][0]))
+    try:
+        logits = _logits(model, pack, places)
+    finally:
+        hook.remove()
+    return logits, model.v_head(heard[0])
 
 
 def token_log_probabilities(model: nn.Module, pack: Pack, temperature: float = 1.0) -> Tensor:
@@ -278,4 +320,6 @@ def objective_of(spec: TrainSpec, packer: Packer) -> Objective:
         return Grpo(spec, packer)
     if spec.stage == "kto":
         return Kto(spec)
+    if spec.stage == "rm":
+        return Reward()
     return Supervised() if spec.stage in ("sft", "pt") else Preference(spec)

@@ -14,6 +14,7 @@ from tunery.training.artifacts import Rows, write_offending, write_results
 from tunery.training.checkpoint import Checkpoints, Files, files_of, step_of
 from tunery.training.plan import Plan
 from tunery.training.trackers import reporting
+from tunery.versions import VALUE_HEAD
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
@@ -115,7 +116,7 @@ class Output:
 
         Raises TrainError when the folder is another training's, StorageError when a place cannot be written.
         """
-        if any(self.folder.glob("*.safetensors")):
+        if any(p.name != VALUE_HEAD for p in self.folder.glob("*.safetensors")):  # that one comes before them
             raise TrainError(f"{self.folder} already holds a trained model", hint="choose another output_dir")
         self.checkpoints.check_writable()
         wanted = self.plan.spec.resume_from_checkpoint

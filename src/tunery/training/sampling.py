@@ -124,7 +124,7 @@ def _sampled(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[li
         synced_gpus=is_sharded(model),
         **drawn,
     )
-    return [_until(row, set(how.stop)) for row in out[:, longest:].tolist()]
+    return [until(row, how.stop) for row in out[:, longest:].tolist()]
 
 
 def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
@@ -142,6 +142,7 @@ def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
     return cache
 
 
-def _until(ids: list[int], stop: set[int]) -> list[int]:
+def until(ids: list[int], stop: Sequence[int]) -> list[int]:
+    """`ids` up to the first token that ends an answer, or all of them."""
     end = next((at for at, token in enumerate(ids) if token in stop), len(ids) - 1)
     return ids[: end + 1]

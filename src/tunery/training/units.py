@@ -10,6 +10,7 @@ from tunery.config import TrainSpec
 from tunery.data.template import Row, Template
 from tunery.errors import ConfigError, DataError
 from tunery.training.packing import Answer, Unit
+from tunery.training.sampling import until
 from tunery.types import Dataset, Example
 
 Encoded = tuple[list[Example], list[Unit]]
@@ -84,6 +85,13 @@ def _pairs(data: Dataset, template: Template, _: bool) -> Encoded:
     return examples, list(pairs)
 
 
+def _compared(data: Dataset, template: Template, mask_history: bool) -> Encoded:
+    """`rm`: pairs whose answers end with the token that ends sampled ones, since there they are judged."""
+    examples, pairs = _pairs(data, template, mask_history)
+    stop = template.stop_ids
+    return examples, [tuple(replace(row, target=until(row.target, stop)) for row in pair) for pair in pairs]
+
+
 def _tagged(data: Dataset, template: Template, _: bool) -> Encoded:
     """`kto`: each answer with its tag; a pair is two."""
     examples: list[Example] = []
@@ -106,6 +114,7 @@ def _tagged(data: Dataset, template: Template, _: bool) -> Encoded:
 
 _ENCODERS: dict[str, Callable[[Dataset, Template, bool], Encoded]] = {
     "sft": _answers, "grpo": _answers, "dpo": _pairs, "orpo": _pairs, "simpo": _pairs, "kto": _tagged,
+    "rm": _compared,
 }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def tracks_best(spec: TrainSpec) -> bool:
 
 def generates(spec: TrainSpec, gpu: bool) -> bool:
     """Whether evaluations answer rows: as asked for, else on a GPU and where the best is chosen by it."""
-    if spec.stage == "pt":  # texts have no answers
+    if spec.stage in ("pt", "rm"):  # texts have no answers, and a reward model writes none
         return False
     needed = metric_name(spec).removeprefix("eval_") in GENERATED
     return spec.predict_with_generate if spec.predict_with_generate is not None else gpu or needed
