@@ -39,7 +39,7 @@ def get(home: Path, ref: str, *, judge: bool = False) -> ModelVersion:
             hint=f"did you mean {near}?" if near else "`tunery models list` shows them; `tunery train` makes one",
         )
     if wanted in ("", "latest"):
-        found = (v for n in reversed(known_numbers) if (v := _read(shelf / str(n))).judges == judge)
+        found = (v for n in reversed(known_numbers) if (v := at(shelf / str(n))).judges == judge)
         if version := next(found, None):
             return version
         if judge:
@@ -48,7 +48,7 @@ def get(home: Path, ref: str, *, judge: bool = False) -> ModelVersion:
         raise RunError(f'model "{name}" is a reward model', hint=hint)
     if not wanted.isdigit() or int(wanted) not in known_numbers:
         raise RunError(f'model "{name}" has no version "{wanted}"', hint=f"it has {', '.join(map(str, known_numbers))}")
-    return _read(shelf / wanted)
+    return at(shelf / wanted)
 
 
 def list_versions(home: Path) -> list[ModelVersion]:
@@ -58,7 +58,7 @@ def list_versions(home: Path) -> list[ModelVersion]:
     for shelf in shelves:
         for number in sorted(numbers(shelf)):
             try:
-                found.append(_read(shelf / str(number)))
+                found.append(at(shelf / str(number)))
             except TuneryError:
                 continue
     return found
@@ -136,7 +136,8 @@ def numbers(shelf: Path) -> list[int]:
     return [int(p.name) for p in shelf.iterdir() if p.name.isdigit() and (p / "version.json").exists()]
 
 
-def _read(folder: Path) -> ModelVersion:
+def at(folder: Path) -> ModelVersion:
+    """The version in a folder of the registry."""
     values = read_json(folder / "version.json")
     try:
         return ModelVersion(adapter=folder, **values)

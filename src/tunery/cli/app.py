@@ -213,7 +213,7 @@ def train(
     if dry_run:
         from tunery.training import prepare
 
-        plan = prepare(verbs.placed_train(project))
+        plan = prepare(verbs.placed_train(project), Path(project.home))
         facts = plan.describe() | {"notes": plan.notes, "train": plan.spec.model_dump(mode="json")}
         screen.table(("what", "value"), [(k, v) for k, v in facts.items() if k != "train"])
         screen.result(facts)

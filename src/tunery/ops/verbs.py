@@ -65,7 +65,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     project = as_project(project)
     home = Path(project.home)
     observer({"event": "stage", "text": "reading the data"})
-    plan = prepare(placed_train(project))
+    plan = prepare(placed_train(project), home)
     resolved = project.model_copy(update={"train": plan.spec})
     observer({"event": "plan", **plan.describe(), "notes": plan.notes})
     profile = registry.learn_profile(plan)  # before the training: a task of the user's own may fail here

@@ -27,6 +27,7 @@ class Answer(Row):
     worth: float = 0.0  # what the target counts: 1 wanted, -1 unwanted, 0 neither; in GRPO its advantage
     reward: float = 0.0
     reference: Tensor | None = field(default=None, compare=False)  # (len(target),) log-probabilities, reference model
+    sampled: Tensor | None = field(default=None, compare=False)  # (len(target), 4) what `Ppo` notes of each token
 
 
 @dataclass(frozen=True, slots=True)

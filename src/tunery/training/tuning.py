@@ -36,6 +36,7 @@ _EXCLUSIVE = (  # pairs that do not go together, and why
 )
 _UNDIVIDED = {  # stages that do not go together with fsdp, and why
     "grpo": "workers answer prompts of their own, out of step",
+    "ppo": "workers answer prompts of their own, out of step",
     "rm": "the value head is not divided among workers",
 }
 
@@ -125,9 +126,8 @@ def tune(model: Any, spec: TrainSpec) -> Any:
         if spec.finetuning_type == "freeze":
             _unfreeze(model, spec)
         model.untuned = copy.deepcopy(model.config), {name: p.dtype for name, p in model.named_parameters()}
-    if spec.stage == "rm":
-        size = model.config.get_text_config().hidden_size
-        model.v_head = ValueHead(size).to(next(model.parameters()).device)
+    if spec.stage in ("rm", "ppo"):
+        attach_value_head(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -213,6 +213,11 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:  # (N, H) -> (N,), fp32
         with torch.autocast(hidden.device.type, enabled=False):
             return self.summary(hidden.float())[:, 0]
+
+
+def attach_value_head(model: Any) -> None:
+    """Give `model` a value head, as `v_head`."""
+    model.v_head = ValueHead(model.config.get_text_config().hidden_size).to(next(model.parameters()).device)
 
 
 def transformers_model(model: Any) -> Any:

@@ -153,10 +153,10 @@ def row_losses(
 ) -> list[dict[str, Any]]:
     """The rows of a batch, over all workers, each with its unit's own loss: None, and first, where not finite.
 
-    Of GRPO, whose sampled answers are gone by now, each row has the loss of its written one.
+    Of GRPO and PPO, whose sampled answers are gone by now, each row has the loss of its written one.
     """
     found: list[dict[str, Any]] = []
-    if spec.stage == "grpo":
+    if spec.samples:
         objective = Supervised()
     device = next(model.parameters()).device
     packs = [build_pack([unit], 0, train_on_prompt=spec.train_on_prompt) for unit in units]
