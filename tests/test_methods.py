@@ -283,7 +283,7 @@ def test_ppo_weighs_answers_by_advantage_and_clips_how_far_it_goes(judge):
             near = before - 0.3 + 0.2
             total += 0.1 * max((value - gain) ** 2, (near - gain) ** 2) / 2
     length = sum(map(len, expected)) / 4
-    assert sum(loss).item() == pytest.approx(total / length, rel=1e-3)
+    assert torch.stack(loss).sum().item() == pytest.approx(total / length, rel=1e-3)
     assert sum(r["reward"] for r in report) == sum(rewards)
     assert sum(r["kl"] for r in report) == pytest.approx(kl, rel=1e-3)
 

@@ -84,9 +84,7 @@ def prepare(spec: TrainSpec, home: Path = Path(".")) -> Plan:
     notes = check_tuning(spec)
     lr_factor(spec, 1)
     base, template = _base(spec, notes)
-    if spec.reward_model:
-        judge = _reward_model(spec.reward_model, home, base, template)
-        spec = spec.model_copy(update={"reward_model": str(judge)})
+    judge = _reward_model(spec.reward_model, home, base, template) if spec.reward_model else None
     writer = _writer(template, base)
 
     def encoded(name: str) -> tuple[Dataset, list[Example], list[Unit]]:
@@ -101,7 +99,7 @@ def prepare(spec: TrainSpec, home: Path = Path(".")) -> Plan:
     if spec.samples:  # sampled answers may be longer than the written ones
         longest = max(len(u[0].prompt) for u in (*units, *eval_units)) + spec.max_completion_length
     task = task_by_name(spec.task) if spec.task else infer_task([e.target or "" for e in examples])
-    found = {"packing": _packing(spec, base, longest, notes)}
+    found = {"packing": _packing(spec, base, longest, notes), "reward_model": judge}
     if spec.samples:
         found["task"] = task.name  # the workers score with it
     spec = spec.model_copy(update=found)
@@ -132,11 +130,11 @@ def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Template]:
     return base, template
 
 
-def _reward_model(name: str, home: Path, base: Base, template: Template) -> Path:
+def _reward_model(name: str, home: Path, base: Base, template: Template) -> str:
     """The folder of a reward model that can judge what is trained on `base`. Raises ModelError or RunError."""
-    folder = Path(name).expanduser()
+    folder = Path(name).expanduser().resolve()
     if not folder.is_dir():
-        folder = versions.get(home, name, judge=True).adapter
+        folder = versions.get(home, name, judge=True).adapter.resolve()
     hint = "name one that stage: rm has trained"
     if not (folder / versions.VALUE_HEAD).exists():
         raise ModelError(f'"{name}" is no reward model: it has no {versions.VALUE_HEAD}', hint=hint)
@@ -147,17 +145,17 @@ def _reward_model(name: str, home: Path, base: Base, template: Template) -> Path
         version = versions.at(folder)
         versions.check_base(version, base)
         versions.check_template(version, template)
-        return folder.resolve()
+        return str(folder)
     try:
         theirs = find_base(config.get("base_model_name_or_path") or "")
     except ModelError:  # not on this machine
-        return folder.resolve()
+        return str(folder)
     if theirs.digest != base.digest:
         raise ModelError(
             f'the reward model "{name}" was trained on another base than "{base.name}"',
             hint=f"it was trained on {theirs.name}",
         )
-    return folder.resolve()
+    return str(folder)
 
 
 def _writer(template: Template, base: Base) -> Template:
