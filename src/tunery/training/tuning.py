@@ -27,6 +27,7 @@ _EXCLUSIVE = (  # pairs that do not go together, and why
     ("fp8", "quantization_bit", "both would hold the base in fewer bits"),
     ("fp8", "lora_dropout", "fp8 is for LoRA layers without dropout"),
     ("fp8", "use_dora", "DoRA needs the norms of the base's own weights"),
+    ("fp8", "reward_model", "the reward model computes with the base's own weights"),
     ("fsdp", "fp8", "fp8 weights are not divided among workers"),
     ("fsdp", "quantization_bit", "quantised weights are not divided among workers"),
     ("fsdp", "pissa_init", "PiSSA changes the base, which is divided before a checkpoint is read"),
