@@ -249,6 +249,7 @@ def test_ppo_weighs_answers_by_advantage_and_clips_how_far_it_goes(judge):
     spec = spec_of("ppo", reward="slot_f1", beta=0.1, temperature=0.7, template="chatml", task="function")
     objective: Any = objective_of(spec, Packer(spec, "cpu", 999))
     objective.answered = lambda model, packs: packs  # these answers
+    objective.state["scores"] = 99.0  # others came before
     with torch.no_grad():
         packs = objective.begin(judge, [build_pack(units[:2], 20), build_pack(units[2:], 20)])
         found = [row.sampled for pack in packs for row in pack.members]
@@ -286,6 +287,20 @@ def test_ppo_weighs_answers_by_advantage_and_clips_how_far_it_goes(judge):
     assert torch.stack(loss).sum().item() == pytest.approx(total / length, rel=1e-3)
     assert sum(r["reward"] for r in report) == sum(rewards)
     assert sum(r["kl"] for r in report) == pytest.approx(kl, rel=1e-3)
+
+
+@torch.no_grad()
+def test_a_new_value_head_expects_the_mean_reward(folder):
+    """So that answers which are as good as each other leave the policy alone."""
+    units = [(replace(row, reward=0.75),) for row, _ in answers()]
+    spec = spec_of("ppo", reward="slot_f1", beta=0, template="chatml", task="function")
+    objective: Any = objective_of(spec, Packer(spec, "cpu", 999))
+    objective.answered = lambda model, packs: packs
+    model = build_model(spec, folder, "cpu")
+    for _ in range(2):
+        (pack,) = objective.begin(model, [build_pack(units, 20)])
+        sampled = torch.cat([row.sampled for row in pack.members])
+        torch.testing.assert_close(sampled[:, 1:], torch.tensor([0.75, 0.0, 0.75]).expand(len(sampled), 3))
 
 
 def test_rewards_are_scaled_by_all_so_far(judge):
@@ -486,17 +501,17 @@ def test_rewards_rise(stage, settings, shop, tmp_path):
 def test_answers_come_to_be_what_a_reward_model_prefers(shop, tmp_path):
     """The policy has learnt good answers and bad ones alike, the reward model which ones are good."""
     base = bundled_path()
-    run("rm", shop, base, tmp_path / "rm", max_steps=8, learning_rate=1e-3, eval_strategy="no")
-    judge = str(tmp_path / "rm" / "checkpoint-8")
+    run("rm", shop, base, tmp_path / "rm", max_steps=6, learning_rate=1.5e-3, eval_strategy="no")
+    judge = str(tmp_path / "rm" / "checkpoint-6")
     torch.manual_seed(0)
     model = build_model(spec_of("ppo", gradient_checkpointing=False, lora_rank=16, reward_model=judge), base, "cpu")
     start = {"max_steps": 4, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "eval_strategy": "no"}
     run("sft", shop, base, tmp_path, model, dataset="mixed-a.jsonl", **start)
     steps, _ = run(
         "ppo", shop, base, tmp_path, model, reward_model=judge, max_steps=3, eval_strategy="no", learning_rate=1e-3,
-        max_completion_length=8, per_device_train_batch_size=16, ppo_epochs=2, beta=0,
+        max_completion_length=8, per_device_train_batch_size=10, ppo_epochs=2, beta=0,
     )  # fmt: skip
-    assert steps[-1]["reward"] > steps[0]["reward"] + 0.3
+    assert steps[-1]["reward"] > steps[0]["reward"] + 0.2
 
 
 def test_ppo_goes_on_from_a_checkpoint_as_if_nothing_had_happened(shop, tiny_base, tmp_path):

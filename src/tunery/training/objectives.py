@@ -241,7 +241,7 @@ class Ppo(Sampled):
         self.state.update(beta=spec.beta or 0.0, scores=0.0, sum=0.0, squares=0.0)
         self.length, self.divergence = 1.0, 0.0  # of the batch's mean answer
 
-    def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
+    def begin(self, model: Any, packs: Sequence[Pack]) -> Sequence[Pack]:
         device = device_of(model)
         packs = self.answered(model, packs)
         said = [self._said(model, pack) for pack in packs]
@@ -257,8 +257,13 @@ class Ppo(Sampled):
         sums = torch.stack([torch.ones_like(rewards).sum(), real.sum(), away.sum()])
         rows, tokens, divergence = _over_workers(sums.double()).tolist()
         self.length, self.divergence = tokens / max(1.0, rows), divergence / max(1.0, rows)
+        scores = self._scaled(rewards, model.training)
+        if model.training and self.state["scores"] == rows:  # the first batch: all of its rewards would be a surprise
+            expected = _over_workers(scores.double().sum()).item() / rows
+            model.v_head.summary.bias += expected
+            values = values + expected * real
         earned = -self.state["beta"] * away
-        earned[torch.arange(len(ends), device=device), ends] += self._scaled(rewards, model.training)
+        earned[torch.arange(len(ends), device=device), ends] += scores
         if self.spec.ppo_whiten_rewards:
             earned = whitened(earned, real, shift=False)
         advantages = torch.zeros_like(values)
@@ -292,13 +297,13 @@ class Ppo(Sampled):
 
     def _scaled(self, rewards: Tensor, learning: bool) -> Tensor:
         """With `ppo_score_norm` relative to the mean and deviation of all rewards so far."""
-        if not self.spec.ppo_score_norm:
-            return rewards
         state = self.state
         if learning:
             new = torch.stack([torch.ones_like(rewards), rewards, rewards**2]).double().sum(1)
             for name, value in zip(("scores", "sum", "squares"), _over_workers(new).tolist(), strict=True):
                 state[name] += value
+        if not self.spec.ppo_score_norm:
+            return rewards
         mean = state["sum"] / max(1.0, state["scores"])
         variance = (state["squares"] - state["sum"] * mean) / max(1.0, state["scores"] - 1)
         return (rewards - mean) / (max(0.0, variance) ** 0.5 + 1e-6)
