@@ -623,6 +623,7 @@ def test_two_workers_learn_what_one_does(shop, tiny_base, tmp_path):
         ("ppo", "sft", {"reward": "slot_f1", "max_completion_length": 4096}, "more than the 2048", "max_completion"),
         ("ppo", "sft", {"reward_model": "judge", "fp8": True}, "fp8 and reward_model", "choose one"),
         ("ppo", "sft", {"reward": "slot_f1", "fsdp": True}, "ppo and fsdp", "leave fsdp out"),
+        ("grpo", "sft", {"max_loss_ratio": 3}, "0 or less", "drop it"),
         ("grpo", "sft", {"reward_model": "judge"}, "no meaning in stage: grpo", "stage: ppo"),
         ("grpo", "sft", {"entity_swap": 0.5}, "entity_swap has no meaning", "stage: sft"),
         ("grpo", "sft", {"max_completion_length": 4096}, "more than the 2048 tokens", "max_completion_length"),

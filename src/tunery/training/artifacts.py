@@ -135,7 +135,8 @@ def _figure(panels: int) -> Any:
 
 def _losses(axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss per token")
-    axes.set_yscale("log")
+    if all(value > 0 for line in axes.lines for value in line.get_ydata()):  # sampled answers have others too
+        axes.set_yscale("log")
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, fontsize="small")
 

@@ -26,6 +26,10 @@ def check_stage(spec: TrainSpec) -> None:
                 )
     if spec.dpo_label_smoothing and spec.preference != "sigmoid":
         raise ConfigError("dpo_label_smoothing is for pref_loss: sigmoid alone", hint="drop one of the two")
+    if spec.samples and spec.max_loss_ratio:
+        raise ConfigError(
+            f"max_loss_ratio has no meaning in stage: {spec.stage}, whose loss may be 0 or less", hint="drop it"
+        )
     plain = spec.finetuning_type == "lora" and not spec.pissa_init
     if spec.samples and spec.beta and not plain:
         raise ConfigError(
