@@ -140,15 +140,16 @@ def dom(page: Path, script: str = "") -> str:
     return done.stdout
 
 
-def registered(home: Path, ref: str) -> None:
+def registered(home: Path, ref: str, **known: Any) -> None:
     """An entry of the registry without any weights, for those who only look at names."""
     from tunery.types import ModelVersion
 
     name, _, number = ref.partition("@")
     folder = home / "models" / name / number
     folder.mkdir(parents=True)
+    known = {"digest": f"beef{number}", **known}
     version = ModelVersion(
-        name, int(number), "b", "", folder, 8, "chatml", "", "", "function", "run", "2026-11-01", digest=f"beef{number}"
+        name, int(number), "b", "", folder, 8, "chatml", "", "", "function", "run", "2026-11-01", **known
     )
     values = {k: v for k, v in asdict(version).items() if k != "adapter"}
     (folder / "version.json").write_text(json.dumps(values))

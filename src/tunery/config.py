@@ -28,7 +28,17 @@ INERT_TRAIN_KEYS = frozenset({
 })  # fmt: skip
 
 
-_INSTEAD = {"deepspeed": "fsdp: true divides the weights among the workers"}  # of keys that others know
+_OWN_START = "answers are compared with the model as it was before training; leave it out"
+_ONE_BASE = "a reward model is an adapter on the base that is trained; leave it out"
+_INSTEAD = {  # of keys that others know
+    "deepspeed": "fsdp: true divides the weights among the workers",
+    "max_new_tokens": "max_completion_length is the longest answer that is sampled",
+    "top_p": "answers are sampled from all of the model's distribution; leave it out",
+    "top_k": "answers are sampled from all of the model's distribution; leave it out",
+    "ppo_buffer_size": "a step samples for its whole batch: raise gradient_accumulation_steps",
+    "ref_model": _OWN_START, "ref_model_adapters": _OWN_START, "ref_model_quantization_bit": _OWN_START,
+    "reward_model_adapters": _ONE_BASE, "reward_model_quantization_bit": _ONE_BASE,
+}  # fmt: skip
 
 
 class Spec(BaseModel):
@@ -37,10 +47,10 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
 
 
-Stage = Literal["sft", "pt", "dpo", "orpo", "simpo", "kto", "grpo"]
+Stage = Literal["sft", "pt", "rm", "ppo", "dpo", "orpo", "simpo", "kto", "grpo"]
 _NOT_OFFERED = {
-    ("stage", "ppo"): "ppo is not offered: stage: grpo raises the same reward, and needs no value model",
-    ("stage", "rm"): "reward models are not offered: stage: dpo learns from the same pairs, grpo from a reward",
+    ("reward_model_type", "full"): _ONE_BASE,
+    ("reward_model_type", "api"): 'rewards of your own are a task: task: "module:Class" with reward: exact_match',
     ("pref_loss", "kto_pair"): "kto_pair is not offered: stage: kto takes the same pairs",
 }
 
@@ -80,12 +90,19 @@ class TrainSpec(Spec):
     simpo_gamma: float = Field(default=0.5, ge=0)
     kto_chosen_weight: float = Field(default=1.0, ge=0)
     kto_rejected_weight: float = Field(default=1.0, ge=0)
-    # stage: grpo, with TRL's names
-    reward: Literal["slot_f1", "exact_match", "parse_rate"] = "slot_f1"
-    num_generations: int = Field(default=8, ge=2)
+    # stage: grpo, ppo, with TRL's names
+    reward: Literal["slot_f1", "exact_match", "parse_rate"] | None = None  # the task's score; None: in grpo slot_f1
+    num_generations: int = Field(default=8, ge=2)  # grpo; ppo samples one answer a prompt
     max_completion_length: int = Field(default=256, ge=1)
     temperature: float = Field(default=1.0, gt=0)
-    beta: float = Field(default=0.0, ge=0)  # of the divergence from the untuned model
+    beta: float | None = Field(default=None, ge=0)  # of the divergence from the untuned model; None: 0, in ppo 0.2
+    # stage: ppo
+    reward_model: str | None = None  # in place of `reward`: a version of stage: rm, or its folder
+    reward_model_type: Literal["lora"] = "lora"
+    ppo_epochs: int = Field(default=4, ge=1)  # updates on the same answers
+    ppo_score_norm: bool = False
+    ppo_target: float = Field(default=6.0, gt=0)  # divergence of an answer that beta is adapted to, in nats
+    ppo_whiten_rewards: bool = False
     # dataset
     dataset: str | None = None
     eval_dataset: str | None = None
@@ -189,7 +206,7 @@ class TrainSpec(Spec):
         n = self.ray_num_workers
         return n if isinstance(n, tuple) else (n, n)
 
-    @field_validator("stage", "pref_loss", mode="before")
+    @field_validator("stage", "pref_loss", "reward_model_type", mode="before")
     @classmethod
     def _offered(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and (why := _NOT_OFFERED.get((info.field_name or "", value))):
@@ -200,6 +217,11 @@ class TrainSpec(Spec):
     def preference(self) -> str:
         """The loss of pairs: stages orpo and simpo are LLaMA-Factory's `stage: dpo` with that pref_loss."""
         return self.stage if self.stage in ("orpo", "simpo") else self.pref_loss
+
+    @property
+    def samples(self) -> bool:
+        """Whether it learns from answers of the model's own."""
+        return self.stage in ("grpo", "ppo")
 
     @property
     def batch_rows(self) -> int:
@@ -222,7 +244,7 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     """Fill every key that was left out with the default that fits the base model."""
     defaults = BUNDLED_DEFAULTS if spec.model_name_or_path == BUNDLED_BASE else GENERAL_DEFAULTS
     found = {k: v for k, v in defaults.items() if getattr(spec, k) is None}
-    if "learning_rate" in found and spec.stage not in ("sft", "pt") and defaults is GENERAL_DEFAULTS:
+    if "learning_rate" in found and spec.stage not in ("sft", "pt", "rm") and defaults is GENERAL_DEFAULTS:
         found["learning_rate"] = 5e-6  # LLaMA-Factory's for preferences; the small base needs its own
     if "learning_rate" in found and spec.finetuning_type != "lora":
         # Weights that know something move less: a tenth in LLaMA-Factory's examples. On the small base, one epoch of
@@ -231,6 +253,10 @@ def resolve_train(spec: TrainSpec) -> TrainSpec:
     rank = spec.lora_rank or found["lora_rank"]
     if spec.lora_alpha is None:
         found["lora_alpha"] = 2 * rank
+    if spec.reward is None and spec.stage == "grpo":
+        found["reward"] = "slot_f1"
+    if spec.beta is None:
+        found["beta"] = 0.2 if spec.stage == "ppo" else 0.0
     return spec.model_copy(update=found)
 
 
@@ -412,6 +438,8 @@ def placed_train(project: Project) -> TrainSpec:
         if isinstance(path := getattr(spec, key), str):
             update[key] = in_project(project, path)
     update["model_name_or_path"] = base_in_project(project, spec.model_name_or_path)
+    if spec.reward_model and Path(near := in_project(project, spec.reward_model)).is_dir():
+        update["reward_model"] = near
     return spec.model_copy(update=update)
 
 

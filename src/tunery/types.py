@@ -131,6 +131,7 @@ class ModelVersion:
     instruction: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""  # of its weights; empty for versions from before it was kept
+    stage: str = ""  # the method it was trained by; likewise
 
     @property
     def ref(self) -> str:
@@ -140,3 +141,8 @@ class ModelVersion:
     def whole(self) -> bool:
         """Whether it is a model of its own, tuned in full or in part, rather than an adapter."""
         return self.rank == 0
+
+    @property
+    def judges(self) -> bool:
+        """Whether it is a reward model, which scores answers and writes none."""
+        return self.stage == "rm"

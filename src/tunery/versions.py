@@ -21,11 +21,13 @@ from tunery.tasks.confidence import Calibrator
 from tunery.types import ModelVersion
 
 CALIBRATION = "calibration.json"  # what the last evaluation with calibration has left with a version
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+VALUE_HEAD = "value_head.safetensors"  # what makes an adapter or model a reward model
 
 
-def get(home: Path, ref: str) -> ModelVersion:
-    """A version by "name" (its latest), "name@latest" or "name@3". Raises RunError when there is none."""
+def get(home: Path, ref: str, *, judge: bool = False) -> ModelVersion:
+    """A version by "name@3", or by "name" or "name@latest": the latest that answers or, as `judge`, the latest reward
+    model. Raises RunError when there is none."""
     name, _, wanted = ref.partition("@")
     shelf = home / "models" / name
     known_numbers = sorted(numbers(shelf))
@@ -37,10 +39,16 @@ def get(home: Path, ref: str) -> ModelVersion:
             hint=f"did you mean {near}?" if near else "`tunery models list` shows them; `tunery train` makes one",
         )
     if wanted in ("", "latest"):
-        return _read(shelf / str(known_numbers[-1]))
+        found = (v for n in reversed(known_numbers) if (v := at(shelf / str(n))).judges == judge)
+        if version := next(found, None):
+            return version
+        if judge:
+            raise RunError(f'no version of "{name}" is a reward model', hint="training with stage: rm makes one")
+        hint = f"it scores answers, and writes none; to look at it: {name}@{known_numbers[-1]}"
+        raise RunError(f'model "{name}" is a reward model', hint=hint)
     if not wanted.isdigit() or int(wanted) not in known_numbers:
         raise RunError(f'model "{name}" has no version "{wanted}"', hint=f"it has {', '.join(map(str, known_numbers))}")
-    return _read(shelf / wanted)
+    return at(shelf / wanted)
 
 
 def list_versions(home: Path) -> list[ModelVersion]:
@@ -50,7 +58,7 @@ def list_versions(home: Path) -> list[ModelVersion]:
     for shelf in shelves:
         for number in sorted(numbers(shelf)):
             try:
-                found.append(_read(shelf / str(number)))
+                found.append(at(shelf / str(number)))
             except TuneryError:
                 continue
     return found
@@ -112,7 +120,7 @@ def served_id(version: ModelVersion) -> str:
 
 def adapter_config(folder: Path) -> Mapping[str, Any]:
     """The adapter's PEFT configuration. Raises ModelError when the folder is not a usable LoRA adapter."""
-    for file in _ADAPTER_FILES:
+    for file in ADAPTER_FILES:
         if not (folder / file).exists():
             raise ModelError(f'"{folder}" is not a PEFT adapter: it has no {file}')
     try:
@@ -128,7 +136,8 @@ def numbers(shelf: Path) -> list[int]:
     return [int(p.name) for p in shelf.iterdir() if p.name.isdigit() and (p / "version.json").exists()]
 
 
-def _read(folder: Path) -> ModelVersion:
+def at(folder: Path) -> ModelVersion:
+    """The version in a folder of the registry."""
     values = read_json(folder / "version.json")
     try:
         return ModelVersion(adapter=folder, **values)

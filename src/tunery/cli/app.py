@@ -213,7 +213,7 @@ def train(
     if dry_run:
         from tunery.training import prepare
 
-        plan = prepare(verbs.placed_train(project))
+        plan = prepare(verbs.placed_train(project), Path(project.home))
         facts = plan.describe() | {"notes": plan.notes, "train": plan.spec.model_dump(mode="json")}
         screen.table(("what", "value"), [(k, v) for k, v in facts.items() if k != "train"])
         screen.result(facts)
@@ -241,8 +241,8 @@ def models_list(project: ProjectOption = None, as_json: AsJson = False) -> None:
         screen.say("no models yet; `tunery train` makes one")
     else:
         screen.table(("model", "base", "rank", "task", "loss", "created", "run"), [
-            (v.ref, v.base, v.rank or "whole", v.task, f"{v.metrics.get('train_loss', float('nan')):.4f}", v.created,
-             v.run_id)
+            (v.ref, v.base, v.rank or "whole", "reward model" if v.judges else v.task,
+             f"{v.metrics.get('train_loss', float('nan')):.4f}", v.created, v.run_id)
             for v in versions
         ])  # fmt: skip
     if aliases:

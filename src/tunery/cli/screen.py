@@ -26,6 +26,7 @@ METRICS = {
     "slot_f1": "slot F1",
     "parse_rate": "parse rate",
 }
+_HELD_OUT = METRICS | {"rewards/accuracies": "in the right order", "reward": "reward"}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -168,7 +169,7 @@ class Screen:
 
     def _held_out(self, event: Mapping[str, Any]) -> None:
         """One line an evaluation."""
-        scores = [f", {METRICS[k]} {event[f'eval_{k}']:.3f}" for k in METRICS if f"eval_{k}" in event]
+        scores = [f", {title} {event[f'eval_{k}']:.3f}" for k, title in _HELD_OUT.items() if f"eval_{k}" in event]
         best = "  [green]best so far[/]" if event.get("best_global_step") == event["current_steps"] else ""
         self.say(
             f"{self._indent}step {event['current_steps']}/{event['total_steps']}  "

@@ -59,6 +59,7 @@ def register(home: Path, name: str, plan: Plan, trained: Trained, *, profile: Pr
                 instruction=instruction,
                 metrics={k: v for k, v in trained.results.items() if isinstance(v, int | float)},
                 digest=digest,
+                stage=plan.spec.stage,
             )
             values = dataclasses.asdict(entry)
             del values["adapter"]

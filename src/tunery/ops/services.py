@@ -145,12 +145,11 @@ def plan_service(project: Project, *, log_dir: Path, observer: Observer = silent
 
 
 def known_versions(registry: str, log_dir: Path) -> list[ModelVersion]:
-    """All versions in a registry, wherever it is."""
+    """All versions in a registry, wherever it is, that answer."""
     from tunery.serving.catalog import mirrored
 
-    return versions.list_versions(
-        mirrored(registry, log_dir / "registry") if storage.is_remote(registry) else Path(registry)
-    )
+    home = mirrored(registry, log_dir / "registry") if storage.is_remote(registry) else Path(registry)
+    return [v for v in versions.list_versions(home) if not v.judges]
 
 
 def _engine(

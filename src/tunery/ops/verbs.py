@@ -65,7 +65,7 @@ def train(project: AnyProject = None, *, observer: Observer = silent, resume: st
     project = as_project(project)
     home = Path(project.home)
     observer({"event": "stage", "text": "reading the data"})
-    plan = prepare(placed_train(project))
+    plan = prepare(placed_train(project), home)
     resolved = project.model_copy(update={"train": plan.spec})
     observer({"event": "plan", **plan.describe(), "notes": plan.notes})
     profile = registry.learn_profile(plan)  # before the training: a task of the user's own may fail here
@@ -134,12 +134,15 @@ def load_model(project: Project, ref: str | None, *, quick: bool = False) -> Loa
 
     `quick` takes the tokenizer that starts without transformers, where that is enough.
 
-    Raises ModelError for another base, another way of writing prompts or a rank that lies; RunError for an unknown ref.
+    Raises ModelError for a reward model, another base, another way of writing prompts or a rank that lies; RunError for
+    an unknown ref.
     """
     from tunery.data.template import Template, quick_template
     from tunery.engine.vllm import Adapter
 
     version = versions.get(Path(project.home), ref or project.model)
+    if version.judges:
+        raise ModelError(f"{version.ref} is a reward model: it scores answers, and writes none", hint="name another")
     base = replace(find_base(str(version.adapter)), name=version.ref) if version.whole else untuned(project, version)
     trusted = project.train.trust_remote_code
     if quick:
@@ -433,7 +436,7 @@ def plan_batch(project: Project) -> Batch:
     spec = project.batch
     names = [spec.model or project.model]
     if spec.model_column:
-        names += spec.models or [v.ref for v in versions.list_versions(Path(project.home))]
+        names += spec.models or [v.ref for v in versions.list_versions(Path(project.home)) if not v.judges]
     loaded = [_for_batch(project, name) for name in names]
     same = [m for m in loaded if m.base.digest == loaded[0].base.digest and not _fault(m)]
     if spec.models and (others := [m.label for m in loaded if m not in same]):

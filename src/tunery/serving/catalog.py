@@ -42,7 +42,9 @@ class Engine:
     whole: str | None = None
 
     def admits(self, version: ModelVersion) -> bool:
-        """Whether `version` is one of those this engine is to serve."""
+        """Whether `version` is one of those this engine is to serve: of its base, and no reward model."""
+        if version.judges:
+            return False
         if version.whole:
             return version.ref == self.whole
         wanted = self.models == "all" or version.ref in self.models or version.name in self.models

@@ -71,10 +71,11 @@ def _lead(arguments: list[str], world: int, on_event: Callable[[Event], None]) -
 def _plan(arguments: list[str], world: int) -> Plan:
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("no training file", hint="torchrun -m tunery.training FILE.yaml [KEY=VALUE ...]")
-    spec = placed_train(load_project(Path(arguments[0]), arguments[1:], "train"))
+    project = load_project(Path(arguments[0]), arguments[1:], "train")
+    spec = placed_train(project)
     if not spec.output_dir:
         raise ConfigError("no output_dir", hint="say where the adapter goes: output_dir=FOLDER")
-    return prepare(spec.model_copy(update={"ray_num_workers": world}))
+    return prepare(spec.model_copy(update={"ray_num_workers": world}), Path(project.home))
 
 
 def _follow(rank: int, world: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunery.storage import read_jsonl_tolerant, write_json_atomic
 from tunery.training.plan import Plan
+from tunery.versions import ADAPTER_FILES, VALUE_HEAD
 
 Rows = Sequence[Mapping[str, Any]]
 _COLOURS = ("#1f5fa8", "#c8553d", "#3f8f5b", "#8a5fb0", "#b8892b", "#4d4d4d")
@@ -49,13 +50,14 @@ def write_results(plan: Plan, output: Path, checkpoint: Path, summary: dict[str,
 def model_files(plan: Plan, folder: Path) -> dict[str, Path]:
     """What makes up the adapter or model that lies in `folder`, by name, weights last.
 
-    A whole model has all files of its base, its weights and their index apart.
+    A whole model has all files of its base, its weights and their index apart; a reward model its value head too.
     """
+    head = [VALUE_HEAD] if plan.spec.stage == "rm" else []
     if plan.spec.finetuning_type == "lora":
-        return {name: folder / name for name in ("adapter_config.json", "adapter_model.safetensors")}
+        return {name: folder / name for name in (*head, *ADAPTER_FILES)}
     base = [p for p in sorted(plan.base.path.iterdir()) if p.is_file() and not p.name.startswith(".")]
     weights = sorted(folder.glob("model*.safetensors*"), reverse=True)  # the index before its parts
-    return {p.name: p for p in [*(p for p in base if not _is_weights(p)), *weights]}
+    return {p.name: p for p in [*(p for p in base if not _is_weights(p)), *(folder / name for name in head), *weights]}
 
 
 def _is_weights(path: Path) -> bool:
@@ -133,7 +135,8 @@ def _figure(panels: int) -> Any:
 
 def _losses(axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss per token")
-    axes.set_yscale("log")
+    if all(value > 0 for line in axes.lines for value in line.get_ydata()):  # sampled answers have others too
+        axes.set_yscale("log")
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, fontsize="small")
 

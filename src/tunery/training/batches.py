@@ -35,6 +35,7 @@ class Job:
     resume_from: str | None = None
     evaluations: Sequence[Mapping[str, Any]] = ()  # log rows of those before that checkpoint
     task: Task | None = None  # where evaluations shall score answers
+    reward_model: Mapping[str, bytes] | None = None  # its files, where `spec` names it by another machine's folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,10 @@ STATE_FILE, MANIFEST = "trainer_state.pt", "manifest.json"
 Files = dict[str, bytes]  # a checkpoint as it travels: contents by file name
 
 
-def write_checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, scratch: Path, rank: int) -> Path:
-    """`scratch`/checkpoint-`step`, filled by rank 0."""
+def write_checkpoint(
+    model: Any, optimizer: torch.optim.Optimizer, state: Mapping[str, float], step: int, scratch: Path, rank: int
+) -> Path:
+    """`scratch`/checkpoint-`step`, filled by rank 0. `state` is the objective's."""
     import torch
 
     from tunery.training.keeping import save_tuned, tuned_state, weights_to_save
@@ -37,27 +39,33 @@ def write_checkpoint(model: Any, optimizer: torch.optim.Optimizer, step: int, sc
     folder.mkdir(parents=True, exist_ok=True)
     # By all workers, since each has a share of a sharded model.
     weights = weights_to_save(model)
-    state = {"step": step, **tuned_state(model, weights), "optimizer": optimizer_state(optimizer)}
+    own = {"step": step, "optimizer": optimizer_state(optimizer), "objective": dict(state)}
     if rank == 0:
         save_tuned(model, folder, weights)
-        torch.save(state, folder / STATE_FILE)
+        torch.save(tuned_state(model, weights) | own, folder / STATE_FILE)
     return folder
 
 
-def read_checkpoint(folder: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
-    """Bring model and optimizer to where a checkpoint left them; returns its step. Raises TrainError."""
+def read_checkpoint(
+    folder: str, model: Any, optimizer: torch.optim.Optimizer, state: MutableMapping[str, float]
+) -> int:
+    """Bring model, optimizer and the objective's `state` to where a checkpoint left them; returns its step.
+
+    Raises TrainError.
+    """
     import torch
 
     from tunery.training.keeping import load_tuned
     from tunery.training.sharding import load_optimizer
 
     try:
-        state = torch.load(Path(folder) / STATE_FILE, weights_only=True, map_location="cpu")
-        load_tuned(model, state)
-        load_optimizer(optimizer, state["optimizer"])
+        kept = torch.load(Path(folder) / STATE_FILE, weights_only=True, map_location="cpu")
+        load_tuned(model, kept)
+        load_optimizer(optimizer, kept["optimizer"])
+        state.update(kept["objective"])
     except (OSError, KeyError, ValueError, RuntimeError) as exc:
         raise TrainError(f'cannot resume from "{folder}": {exc}', hint="start anew in another output_dir") from None
-    return state["step"]
+    return kept["step"]
 
 
 def files_of(folder: Path) -> Files:
@@ -65,7 +73,7 @@ def files_of(folder: Path) -> Files:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
 
 
-def unpack(files: Files, folder: Path) -> Path:
+def unpack(files: Mapping[str, bytes], folder: Path) -> Path:
     """The opposite of `files_of`, for `read_checkpoint`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

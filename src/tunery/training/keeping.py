@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tunery.training.sharding import collected, is_sharded, like
+from tunery.versions import VALUE_HEAD
 
 
 def tuned_state(model: Any, weights: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -61,7 +63,8 @@ def weights_to_save(model: Any) -> dict[str, Tensor] | None:
 
 
 def save_tuned(model: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write what was tuned as others read it: PEFT's adapter, or a whole model with the base's own dtypes.
+    """Write what was tuned as others read it: PEFT's adapter, or a whole model with the base's own dtypes; the value
+    head, where there is one, as LLaMA-Factory has it.
 
     `weights` are those of `weights_to_save`, in place of the model's own.
     """
@@ -71,6 +74,9 @@ def save_tuned(model: Any, folder: Path, weights: Mapping[str, Tensor] | None = 
         _save_converted(model, folder)
     else:
         model.save_pretrained(folder, state_dict=weights)
+    if hasattr(model, "v_head"):
+        head = {name: p.detach().cpu().contiguous() for name, p in model.v_head.named_parameters(prefix="v_head")}
+        save_file(head, folder / VALUE_HEAD, metadata={"format": "pt"})
 
 
 def _save_whole(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -78,13 +84,13 @@ def _save_whole(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> None
     cast: dict[int, Tensor] = {}  # tied weights are one tensor, and stay one
     for name, dtype in dtypes.items():
         cast[weights[name].data_ptr()] = weights[name].detach().to(dtype)
-    model.save_pretrained(folder, state_dict={n: cast.get(v.data_ptr(), v) for n, v in weights.items()})
+    own = {n: cast.get(v.data_ptr(), v) for n, v in weights.items() if not n.startswith("v_head.")}
+    model.save_pretrained(folder, state_dict=own)
     config.save_pretrained(folder)
 
 
 def _save_converted(model: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     config = copy.deepcopy(model.peft_config["default"])
     config.lora_alpha *= 2**0.5 if config.use_rslora else 2

@@ -88,7 +88,7 @@ def fit(
     objective = objective_of(spec, packer)
     if objective.needs_reference:
         job = _with_reference(job, model, packer, total, (device, rank, world))
-    step = read_checkpoint(job.resume_from, model, optimizer) if job.resume_from else 0
+    step = read_checkpoint(job.resume_from, model, optimizer, objective.state) if job.resume_from else 0
     batches = Batches(job, packer, rank, world)
     clock, machine = Clock(step, total), Machine(model, device)
     best = Best(spec, job.evaluations)
@@ -98,28 +98,34 @@ def fit(
     found: Mapping[str, Any] = {}
     saved = -1
 
+    def save(step: int) -> None:
+        hooks.save(write_checkpoint(model, optimizer, objective.state, step, hooks.scratch, rank), step)
+
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
         torch.manual_seed(hash((spec.seed, step, rank)))  # so dropout follows from seed and step too
         batch = batches.at(step)
-        with out_of_memory_explained(spec):
-            with torch.no_grad(), _autocast(spec, device):
-                packs = objective.begin(model, batch.packs)
-            loss, further = _forward_backward(model, objective, packs, device, world, spec)
-        norm = _finish_gradients(tuned, spec.max_grad_norm, world)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            # The step is not taken, so these weights are good.
-            hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
-            with _autocast(spec, device):
-                rows = row_losses(model, objective, batch.members, spec, world)
-            hooks.offending(rows)
-            raise TrainError(
-                f"the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm})",
-                hint="lower learning_rate, or look at these rows: " + ", ".join(row["id"] for row in rows[:8]),
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with out_of_memory_explained(spec), torch.no_grad(), _autocast(spec, device):
+            packs = objective.begin(model, batch.packs)
+        loss = norm = 0.0
+        further: dict[str, float] = {}
+        for _ in range(objective.updates):
+            with out_of_memory_explained(spec):
+                loss, further = _forward_backward(model, objective, packs, device, world, spec)
+            norm = _finish_gradients(tuned, spec.max_grad_norm, world)
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                # The step is not taken, so these weights are good.
+                save(step)
+                with _autocast(spec, device):
+                    rows = row_losses(model, objective, batch.members, spec, world)
+                hooks.offending(rows)
+                raise TrainError(
+                    f"the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm})",
+                    hint="lower learning_rate, or look at these rows: " + ", ".join(row["id"] for row in rows[:8]),
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         losses.append(loss)
         clock.count(batch.units, packs)
@@ -146,7 +152,7 @@ def fit(
         due = improved or (spec.save_strategy == "steps" and step % spec.save_steps == 0)
         due |= spec.save_strategy == "epoch" and ends_epoch
         if due or step == total or best.exhausted or hooks.stopping():
-            hooks.save(write_checkpoint(model, optimizer, step, hooks.scratch, rank), step)
+            save(step)
             saved = step
             clock.rest()
         if best.exhausted or (hooks.stopping() and saved == step < total):
@@ -315,6 +321,9 @@ def work(
     with tempfile.TemporaryDirectory(prefix="tunery-") as scratch:
         if files:
             job = replace(job, resume_from=str(unpack(files, Path(scratch) / "start")))
+        if job.reward_model:
+            here = str(unpack(job.reward_model, Path(scratch) / "reward"))
+            job = replace(job, spec=job.spec.model_copy(update={"reward_model": here}))
         hooks = Hooks(
             log=leading,
             save=save,

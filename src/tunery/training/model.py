@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from tunery.config import TrainSpec
 from tunery.training.attention import register_attention
 from tunery.training.lora import fuse
 from tunery.training.sharding import shard, wants_shards
-from tunery.training.tuning import check_device, decoder_layers, transformers_model, tune
+from tunery.training.tuning import attach_value_head, check_device, decoder_layers, transformers_model, tune
+from tunery.versions import VALUE_HEAD
 
 COMPILED_PARAMETERS = 300_000_000  # of smaller models a whole training takes less than compiling their layers
 
@@ -38,7 +40,26 @@ def build_model(spec: TrainSpec, path: Path, device: str) -> nn.Module:
         model = adapt(model, spec, device)
         shard(model, device)
         return model
-    return adapt(model if options else model.to(device), spec)
+    model = model if options else model.to(device)
+    if not spec.reward_model:
+        return adapt(model, spec)
+    judge = _reward_model(model, Path(spec.reward_model))
+    model = adapt(model, spec)
+    vars(model)["judge"] = judge  # past nn.Module, since it is no part of the model
+    return model
+
+
+def _reward_model(base: Any, folder: Path) -> nn.Module:
+    """The reward model in `folder`, on the very weights of `base`, which have to stay as they are."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    held = {id(t): t for t in (*base.parameters(), *base.buffers())}
+    judge: Any = PeftModel.from_pretrained(copy.deepcopy(base, held), str(folder))
+    fuse(judge)
+    attach_value_head(judge)
+    judge.load_state_dict(load_file(folder / VALUE_HEAD), strict=False)
+    return judge.requires_grad_(False).eval()
 
 
 def _quantized(spec: TrainSpec, device: str) -> dict[str, Any]:

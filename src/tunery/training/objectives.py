@@ -5,6 +5,7 @@ Preference losses follow LLaMA-Factory's and TRL's formulas, sums over rows in p
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tunery.training.batches import Packer
 from tunery.training.packing import Answer, Group, Pack, Unit, build_pack
 from tunery.training.sampling import Judge
 from tunery.training.sharding import in_step
+from tunery.training.tuning import transformers_model
 
 
 class Objective(ABC):
@@ -28,6 +30,12 @@ class Objective(ABC):
 
     reports: tuple[str, ...] = ()  # what `loss` reports beside the loss, also where there is no pack
     needs_reference = False  # whether `Answer.reference` has to be there
+    updates = 1  # optimizer steps on the same packs
+
+    @functools.cached_property
+    def state(self) -> dict[str, float]:
+        """What it has learnt of earlier batches: kept in checkpoints."""
+        return {}
 
     def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
         """Look at a worker's share of a batch before its gradient; returns the packs to take the loss of."""
@@ -52,17 +60,34 @@ class Supervised(Objective):
         return F.cross_entropy(logits_of(model, pack).float(), pack.labels, reduction="sum"), {}
 
 
-class Preference(Objective):
-    """`stage: dpo`, `orpo`, `simpo`: mean over pairs, whose chosen row comes before its rejected one."""
+class Pairs(Objective):
+    """Mean over pairs, whose chosen row comes before its rejected one."""
 
     reports = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+
+    def weight(self, pack: Pack) -> float:
+        return pack.rows / 2
+
+    def compared(self, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+        """What is reported of the rewards of pairs."""
+        found = (chosen.sum(), rejected.sum(), (chosen > rejected).sum(), (chosen - rejected).sum())
+        return {name: value.item() for name, value in zip(self.reports, found, strict=True)}
+
+
+class Reward(Pairs):
+    """`stage: rm` (arXiv:2203.02155, eq. 1): the value head's number at the end of an answer is its reward."""
+
+    def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
+        chosen, rejected = rewards_of(model, pack).view(-1, 2).unbind(1)
+        return -F.logsigmoid(chosen - rejected).sum(), self.compared(chosen.detach(), rejected.detach())
+
+
+class Preference(Pairs):
+    """`stage: dpo`, `orpo`, `simpo`."""
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.needs_reference = spec.preference in ("sigmoid", "hinge", "ipo")
-
-    def weight(self, pack: Pack) -> float:
-        return pack.rows / 2
 
     def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
         tokens = token_log_probabilities(model, pack)
@@ -74,9 +99,8 @@ class Preference(Objective):
         losses = preference_losses(self.spec, chosen, rejected)
         if self.spec.pref_ftx:
             losses = losses - self.spec.pref_ftx * (by_row(tokens, pack) / lengths)[0::2]
-        a, b = self.spec.pref_beta * chosen.detach(), self.spec.pref_beta * rejected.detach()
-        found = (a.sum(), b.sum(), (a > b).sum(), (a - b).sum())
-        return losses.sum(), {name: value.item() for name, value in zip(self.reports, found, strict=True)}
+        beta = self.spec.pref_beta
+        return losses.sum(), self.compared(beta * chosen.detach(), beta * rejected.detach())
 
 
 def preference_losses(spec: TrainSpec, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -144,7 +168,24 @@ class Kto(Objective):
         }
 
 
-class Grpo(Objective):
+class Sampled(Objective):
+    """Learns from answers that the model itself gives to the rows' prompts."""
+
+    def __init__(self, spec: TrainSpec, packer: Packer) -> None:
+        self.spec, self.packer, self.judge = spec, packer, Judge(spec)
+
+    def answered(self, model: nn.Module, packs: Sequence[Pack]) -> list[Pack]:
+        """New answers to the prompts in `packs`, packed, with their rewards."""
+        units: list[Unit] = []
+        groups: list[Group] = []
+        for pack in packs:
+            start = len(units)
+            units += self.judge.answers(model, pack.members)
+            groups.append(Group(pack.prefix, list(range(start, len(units)))))
+        return [pack.to(device_of(model)) for pack in self.packer.packs(units, groups)]
+
+
+class Grpo(Sampled):
     """`stage: grpo` (arXiv:2402.03300): answers sampled from the model as it is, judged against their likes.
 
     Each batch is answered anew and used for one update, so the ratio of new to old policy is 1 and nothing is
@@ -153,17 +194,8 @@ class Grpo(Objective):
 
     reports = ("reward", "completion_length", "kl")
 
-    def __init__(self, spec: TrainSpec, packer: Packer) -> None:
-        self.spec, self.packer, self.judge = spec, packer, Judge(spec)
-
     def begin(self, model: nn.Module, packs: Sequence[Pack]) -> Sequence[Pack]:
-        units: list[Unit] = []
-        groups: list[Group] = []
-        for pack in packs:
-            start = len(units)
-            units += self.judge.answers(model, pack.members)
-            groups.append(Group(pack.prefix, list(range(start, len(units)))))
-        packs = [pack.to(device_of(model)) for pack in self.packer.packs(units, groups)]
+        packs = self.answered(model, packs)
         if self.spec.beta:
             base: Any = model
             with base.disable_adapter():
@@ -187,21 +219,170 @@ class Grpo(Objective):
         }
 
 
+CLIP = 0.2  # of the ratio to the sampling policy, and of a value's move
+LAMBDA = 0.95  # of GAE (arXiv:1506.02438); rewards are not discounted
+VALUE_WEIGHT = 0.1  # of the value's loss beside the policy's
+HORIZON = 10_000  # answers in which `beta` follows the divergence
+
+
+class Ppo(Sampled):
+    """`stage: ppo` (arXiv:1707.06347) with the constants of TRL and LLaMA-Factory: several updates on the same answers.
+
+    A token is rewarded by -beta times its divergence from the untuned model, and the last one by what the answer is
+    worth. `Answer.sampled` has of each token its log-probability, value, advantage and return, all of them when it was
+    sampled. The loss is a mean over all tokens; reports are means over answers.
+    """
+
+    reports = ("reward", "completion_length", "kl", "value_loss")
+
+    def __init__(self, spec: TrainSpec, packer: Packer) -> None:
+        super().__init__(spec, packer)
+        self.updates = spec.ppo_epochs
+        self.state.update(beta=spec.beta or 0.0, scores=0.0, sum=0.0, squares=0.0)
+        self.length, self.divergence = 1.0, 0.0  # of the batch's mean answer
+
+    def begin(self, model: Any, packs: Sequence[Pack]) -> Sequence[Pack]:
+        device = device_of(model)
+        packs = self.answered(model, packs)
+        said = [self._said(model, pack) for pack in packs]
+        sizes = [len(row.target) for pack in packs for row in pack.members]
+        ends = torch.tensor(sizes, dtype=torch.long, device=device) - 1  # (N,)
+        real = torch.arange(max(sizes, default=0), device=device) <= ends[:, None]  # (N, L): all but padding
+
+        def joined(what: int) -> Tensor:
+            return torch.cat([torch.zeros(0, device=device), *(found[what] for found in said)])
+
+        old, values, away = (torch.zeros(real.shape, device=device).masked_scatter(real, joined(i)) for i in range(3))
+        rewards = joined(3)
+        sums = torch.stack([torch.ones_like(rewards).sum(), real.sum(), away.sum()])
+        rows, tokens, divergence = _over_workers(sums.double()).tolist()
+        self.length, self.divergence = tokens / max(1.0, rows), divergence / max(1.0, rows)
+        scores = self._scaled(rewards, model.training)
+        if model.training and self.state["scores"] == rows:  # the first batch: all of its rewards would be a surprise
+            expected = _over_workers(scores.double().sum()).item() / rows
+            model.v_head.summary.bias += expected
+            values = values + expected * real
+        earned = -self.state["beta"] * away
+        earned[torch.arange(len(ends), device=device), ends] += scores
+        if self.spec.ppo_whiten_rewards:
+            earned = whitened(earned, real, shift=False)
+        advantages = torch.zeros_like(values)
+        later = torch.zeros_like(rewards)
+        for at in reversed(range(real.shape[1])):
+            ahead = values[:, at + 1] if at + 1 < real.shape[1] else 0.0
+            later = earned[:, at] + ahead - values[:, at] + LAMBDA * later
+            advantages[:, at] = later
+        returns = advantages + values
+        found = torch.stack([old, values, whitened(advantages, real), returns], 2)[real].split(sizes)
+        if model.training:
+            off = max(-0.2, min(0.2, self.divergence / self.spec.ppo_target - 1))
+            self.state["beta"] *= 1 + off * rows / HORIZON
+        noted, worth = iter(found), iter(rewards.tolist())
+        return [
+            replace(p, members=tuple(replace(r, sampled=next(noted), reward=next(worth)) for r in answers_of(p)))
+            for p in packs
+        ]
+
+    def _said(self, model: Any, pack: Pack) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log-probability, value and divergence of each token (K,), and the reward of each answer (S,)."""
+        tokens, values = tokens_and_values(model, pack, self.spec.temperature)
+        away = torch.zeros_like(tokens)
+        if self.spec.beta:
+            with model.disable_adapter():
+                away = tokens - token_log_probabilities(model, pack, self.spec.temperature)
+        if judge := getattr(model, "judge", None):
+            transformers_model(judge).set_attn_implementation(transformers_model(model).config._attn_implementation)
+            return tokens, values, away, rewards_of(judge, pack)
+        return tokens, values, away, torch.tensor([row.reward for row in answers_of(pack)], device=tokens.device)
+
+    def _scaled(self, rewards: Tensor, learning: bool) -> Tensor:
+        """With `ppo_score_norm` relative to the mean and deviation of all rewards so far."""
+        state = self.state
+        if learning:
+            new = torch.stack([torch.ones_like(rewards), rewards, rewards**2]).double().sum(1)
+            for name, value in zip(("scores", "sum", "squares"), _over_workers(new).tolist(), strict=True):
+                state[name] += value
+        if not self.spec.ppo_score_norm:
+            return rewards
+        mean = state["sum"] / max(1.0, state["scores"])
+        variance = (state["squares"] - state["sum"] * mean) / max(1.0, state["scores"] - 1)
+        return (rewards - mean) / (max(0.0, variance) ** 0.5 + 1e-6)
+
+    def loss(self, model: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, float]]:
+        tokens, values = tokens_and_values(model, pack, self.spec.temperature)
+        sampled = torch.cat([cast(Tensor, row.sampled) for row in answers_of(pack)])
+        old, before, advantages, returns = sampled.to(tokens.device).unbind(1)
+        ratio = torch.exp(tokens - old)
+        policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
+        near = before + (values - before).clamp(-CLIP, CLIP)
+        value = torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2
+        return (policy + VALUE_WEIGHT * value).sum() / self.length, {
+            "reward": sum(row.reward for row in answers_of(pack)),
+            "completion_length": float(len(pack.labels)),
+            "kl": self.divergence * pack.rows,
+            "value_loss": value.sum().item() / self.length,
+        }
+
+
+def whitened(values: Tensor, real: Tensor, *, shift: bool = True) -> Tensor:
+    """`values` where `real`, divided by their deviation over all workers and, with `shift`, less their mean."""
+    count, total = _over_workers(torch.stack([real.sum(), values[real].sum()]).double()).tolist()
+    mean = total / max(1.0, count)
+    variance = _over_workers(((values[real] - mean) ** 2).double().sum()).item() / max(1.0, count - 1)
+    scaled = (values - mean) / (variance + 1e-8) ** 0.5 + (0.0 if shift else mean)
+    return scaled * real
+
+
 def logits_of(model: nn.Module, pack: Pack) -> Tensor:
     """(K, V): what the model says at the supervised places, in its own dtype."""
     if pack.apart:
-        device = pack.ids.device
-        return torch.cat([logits_of(model, build_pack([(row,)], 0).to(device)) for row in pack.members])
+        return torch.cat([logits_of(model, one) for one in _passes(pack)])
+    return _logits(model, pack, pack.keep)
+
+
+def rewards_of(model: nn.Module, pack: Pack) -> Tensor:
+    """(S,): what the value head says at the end of each row, fp32."""
+    return torch.cat([_with_values(model, one, one.last)[1] for one in _passes(pack)])
+
+
+def _passes(pack: Pack) -> list[Pack]:
+    """The packs to compute one after the other in place of `pack`."""
+    return [build_pack([(row,)], 0).to(pack.ids.device) for row in pack.members] if pack.apart else [pack]
+
+
+def _logits(model: nn.Module, pack: Pack, places: Tensor) -> Tensor:
     seen: Any = view(pack)
     further = {} if seen is None else {"view": seen}
     return model(
-        input_ids=pack.ids, position_ids=pack.positions, logits_to_keep=pack.keep, use_cache=False, **further
+        input_ids=pack.ids, position_ids=pack.positions, logits_to_keep=places, use_cache=False, **further
     ).logits[0]
+
+
+def _with_values(model: Any, pack: Pack, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits at `places`, and what the value head makes of the hidden states that they come from."""
+    heard: list[Tensor] = []
+    head = transformers_model(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: heard.append(args[0][0]))
+    try:
+        logits = _logits(model, pack, places)
+    finally:
+        hook.remove()
+    return logits, model.v_head(heard[0])
 
 
 def token_log_probabilities(model: nn.Module, pack: Pack, temperature: float = 1.0) -> Tensor:
     """(K,): log-probability of each supervised token."""
     return -F.cross_entropy(logits_of(model, pack).float() / temperature, pack.labels, reduction="none")
+
+
+def tokens_and_values(model: nn.Module, pack: Pack, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(K,), (K,): log-probability of each supervised token, and the value of what stands before it."""
+    tokens, values = [], []
+    for one in _passes(pack):
+        logits, value = _with_values(model, one, one.keep)
+        tokens.append(-F.cross_entropy(logits.float() / temperature, one.labels, reduction="none"))
+        values.append(value)
+    return torch.cat(tokens), torch.cat(values)
 
 
 def by_row(tokens: Tensor, pack: Pack) -> Tensor:
@@ -276,6 +457,10 @@ def objective_of(spec: TrainSpec, packer: Packer) -> Objective:
     """The objective that `spec.stage` names."""
     if spec.stage == "grpo":
         return Grpo(spec, packer)
+    if spec.stage == "ppo":
+        return Ppo(spec, packer)
     if spec.stage == "kto":
         return Kto(spec)
+    if spec.stage == "rm":
+        return Reward()
     return Supervised() if spec.stage in ("sft", "pt") else Preference(spec)

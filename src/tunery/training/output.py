@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tunery.training.artifacts import Rows, write_offending, write_results
 from tunery.training.checkpoint import Checkpoints, Files, files_of, step_of
 from tunery.training.plan import Plan
 from tunery.training.trackers import reporting
+from tunery.versions import ADAPTER_FILES, VALUE_HEAD
 
 if TYPE_CHECKING:
     from tunery.training.batches import Job
@@ -30,6 +32,7 @@ INDIFFERENT = frozenset({
     "max_failures", "task", "trust_remote_code", "allow_pickle", "save_total_limit", "report_to",
     "predict_with_generate", "max_predict_samples", "metric_for_best_model", "greater_is_better",
     "load_best_model_at_end", "fsdp", "early_stopping_patience", "early_stopping_threshold", "max_loss_ratio",
+    "reward_model",
 })  # fmt: skip
 
 
@@ -45,7 +48,16 @@ def origin_of(plan: Plan) -> dict[str, Any]:
     """What a training is made of, as flat JSON: its checkpoints fit no other."""
     settings = plan.spec.model_dump(mode="json", exclude=set(INDIFFERENT))
     made_of = {"base": plan.base.digest, "template": plan.template.digest, "dataset": plan.train.fingerprint}
+    if judge := _reward_model(plan):
+        made_of["reward_model"] = hashlib.sha256(b"".join(judge.values())).hexdigest()[:16]
     return made_of | {"rows": len(plan.units), "batch_rows": plan.spec.batch_rows} | settings
+
+
+def _reward_model(plan: Plan) -> Files | None:
+    """As it travels to workers, who need no disk in common."""
+    if not (folder := plan.spec.reward_model):
+        return None
+    return {name: (Path(folder) / name).read_bytes() for name in (*ADAPTER_FILES, VALUE_HEAD)}
 
 
 def job_of(plan: Plan, evaluations: Rows, *, gpu: bool) -> Job:
@@ -62,6 +74,7 @@ def job_of(plan: Plan, evaluations: Rows, *, gpu: bool) -> Job:
         examples=plan.examples if plan.spec.entity_swap else (),
         evaluations=evaluations,
         task=plan.task if generates(plan.spec, gpu) else None,
+        reward_model=_reward_model(plan),
     )
 
 
@@ -115,7 +128,7 @@ class Output:
 
         Raises TrainError when the folder is another training's, StorageError when a place cannot be written.
         """
-        if any(self.folder.glob("*.safetensors")):
+        if any(p.name != VALUE_HEAD for p in self.folder.glob("*.safetensors")):  # that one comes before them
             raise TrainError(f"{self.folder} already holds a trained model", hint="choose another output_dir")
         self.checkpoints.check_writable()
         wanted = self.plan.spec.resume_from_checkpoint

@@ -27,6 +27,7 @@ class Answer(Row):
     worth: float = 0.0  # what the target counts: 1 wanted, -1 unwanted, 0 neither; in GRPO its advantage
     reward: float = 0.0
     reference: Tensor | None = field(default=None, compare=False)  # (len(target),) log-probabilities, reference model
+    sampled: Tensor | None = field(default=None, compare=False)  # (len(target), 4) what `Ppo` notes of each token
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Pack:
     keep: Tensor  # (K,) the positions whose next token is supervised
     labels: Tensor  # (K,) those tokens
     owner: Tensor  # (K,) the row they are of, 0 to S - 1
+    last: Tensor  # (S,) where each row ends
     prefix: int
     members: tuple[Row, ...]  # the S rows
     apart: bool = False  # each row is computed by itself: the model would not keep them apart
@@ -55,7 +57,7 @@ class Pack:
         return sum(map(len, self.members))
 
     def to(self, device: torch.device | str) -> Pack:
-        names = ("ids", "positions", "unit", "branch", "keep", "labels", "owner")
+        names = ("ids", "positions", "unit", "branch", "keep", "labels", "owner", "last")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
     def padded(self, length: int) -> Pack:
@@ -169,7 +171,7 @@ def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = Fa
     keep: list[int] = []
     labels: list[int] = []
     owner: list[int] = []
-    sequences = 0
+    last: list[int] = []
     for number, unit in enumerate(units, 1):
         trunk = _trunk(unit, prefix)
         trunk_at = len(ids)
@@ -184,11 +186,11 @@ def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = Fa
                 place = start + before - trunk if before >= trunk else trunk_at + before - prefix
                 keep.append(before if before < prefix else place)
                 labels.append(tokens[at])
-                owner.append(sequences)
+                owner.append(len(last))
             ids += tokens[trunk:]
             positions += range(trunk, len(row))
             branch_of += [branch] * (len(row) - trunk)
-            sequences += 1
+            last.append(len(ids) - 1)
         unit_of += [number] * (len(ids) - trunk_at)
     return Pack(
         ids=torch.tensor([ids]),
@@ -198,6 +200,7 @@ def build_pack(units: Sequence[Unit], prefix: int, *, train_on_prompt: bool = Fa
         keep=torch.tensor(keep),
         labels=torch.tensor(labels),
         owner=torch.tensor(owner),
+        last=torch.tensor(last),
         prefix=prefix,
         members=members,
     )

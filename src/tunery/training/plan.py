@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunery import versions
 from tunery.bases import Base, QuickTokenizer, check_base, find_base, load_tokenizer, remote_code
 from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
 from tunery.data.template import Row, Template
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, ModelError
 from tunery.tasks import Task, check_fit, infer_task, task_by_name
 from tunery.types import Dataset, Example
 
@@ -60,8 +62,9 @@ class Plan:
         }
 
 
-def prepare(spec: TrainSpec) -> Plan:
-    """Load, encode and check. Raises ConfigError, DataError or ModelError; nothing heavy has started then."""
+def prepare(spec: TrainSpec, home: Path = Path(".")) -> Plan:
+    """Load, encode and check. Raises ConfigError, DataError, ModelError or, for a `reward_model` that the registry in
+    `home` does not have, RunError; nothing heavy has started then."""
     from tunery.training.optimizer import lr_factor
     from tunery.training.packing import prefix_groups
     from tunery.training.trackers import trackers_of
@@ -81,6 +84,7 @@ def prepare(spec: TrainSpec) -> Plan:
     notes = check_tuning(spec)
     lr_factor(spec, 1)
     base, template = _base(spec, notes)
+    judge = _reward_model(spec.reward_model, home, base, template) if spec.reward_model else None
     writer = _writer(template, base)
 
     def encoded(name: str) -> tuple[Dataset, list[Example], list[Unit]]:
@@ -92,14 +96,14 @@ def prepare(spec: TrainSpec) -> Plan:
     check(spec, len(eval_units))
     _check_batches(spec, len(units), notes)
     longest = max(len(row) for unit in (*units, *eval_units) for row in unit)
-    if spec.stage == "grpo":  # sampled answers may be longer than the written ones
+    if spec.samples:  # sampled answers may be longer than the written ones
         longest = max(len(u[0].prompt) for u in (*units, *eval_units)) + spec.max_completion_length
     outputs = [e.target or "" for e in examples]
     task = task_by_name(spec.task) if spec.task else infer_task(outputs)
     if spec.stage != "pt":
         check_fit(task, outputs)
-    found = {"packing": _packing(spec, base, longest, notes)}
-    if spec.stage == "grpo":
+    found = {"packing": _packing(spec, base, longest, notes), "reward_model": judge}
+    if spec.samples:
         found["task"] = task.name  # the workers score with it
     spec = spec.model_copy(update=found)
     shared = spec.packing == "shared_prefix"
@@ -127,6 +131,34 @@ def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Template]:
     if spec.allow_pickle and not list(base.path.glob("*.safetensors")):
         notes.append("allow_pickle: the base's weights are loaded from pickles")
     return base, template
+
+
+def _reward_model(name: str, home: Path, base: Base, template: Template) -> str:
+    """The folder of a reward model that can judge what is trained on `base`. Raises ModelError or RunError."""
+    folder = Path(name).expanduser().resolve()
+    if not folder.is_dir():
+        folder = versions.get(home, name, judge=True).adapter.resolve()
+    hint = "name one that stage: rm has trained"
+    if not (folder / versions.VALUE_HEAD).exists():
+        raise ModelError(f'"{name}" is no reward model: it has no {versions.VALUE_HEAD}', hint=hint)
+    if not (folder / versions.ADAPTER_FILES[0]).exists():
+        raise ModelError(f'the reward model "{name}" is a whole model', hint=f"{hint} with finetuning_type: lora")
+    config = versions.adapter_config(folder)
+    if (folder / "version.json").exists():
+        version = versions.at(folder)
+        versions.check_base(version, base)
+        versions.check_template(version, template)
+        return str(folder)
+    try:
+        theirs = find_base(config.get("base_model_name_or_path") or "")
+    except ModelError:  # not on this machine
+        return str(folder)
+    if theirs.digest != base.digest:
+        raise ModelError(
+            f'the reward model "{name}" was trained on another base than "{base.name}"',
+            hint=f"it was trained on {theirs.name}",
+        )
+    return str(folder)
 
 
 def _writer(template: Template, base: Base) -> Template:

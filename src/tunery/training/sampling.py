@@ -28,22 +28,24 @@ class Judge:
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.template = template_of(spec)
+        self.count = spec.num_generations if spec.stage == "grpo" else 1
         self.task = task_by_name(spec.task or "text")
 
     def answers(self, model: nn.Module, rows: Sequence[Row]) -> list[list[Answer]]:
-        """For each row `num_generations` sampled answers, their worth the advantage: (reward - mean) / std of the
-        prompt's own answers. A model in eval mode gives its one greedy answer, worth 0."""
-        count = self.spec.num_generations if model.training else 1
+        """For each row `count` sampled answers, their worth the advantage: (reward - mean) / std of the prompt's own
+        answers. A model in eval mode gives its one greedy answer, worth 0. Without a score to reward by, rewards are 0.
+        """
+        count = self.count if model.training else 1
         temperature = self.spec.temperature if model.training else 0.0
         how = Sampling(self.template.stop_ids, self.spec.max_completion_length, temperature, count)
         found = sample(model, [row.prompt for row in rows], how)
         units = []
         for at, row in enumerate(rows):
             targets = found[at * count : (at + 1) * count]
-            gold = self.template.decode(row.target)
-            rewards = torch.tensor(
-                [reward(self.task, self.spec.reward, self.template.decode(t), gold) for t in targets]
-            )
+            rewards = torch.zeros(count)
+            if kind := self.spec.reward:
+                gold = self.template.decode(row.target)
+                rewards = torch.tensor([reward(self.task, kind, self.template.decode(t), gold) for t in targets])
             spread = rewards.std() if count > 1 else torch.tensor(0.0)
             worth = ((rewards - rewards.mean()) / (spread + 1e-4)).tolist()
             units.append(
@@ -124,7 +126,7 @@ def _sampled(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[li
         synced_gpus=is_sharded(model),
         **drawn,
     )
-    return [_until(row, set(how.stop)) for row in out[:, longest:].tolist()]
+    return [until(row, how.stop) for row in out[:, longest:].tolist()]
 
 
 def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
@@ -142,6 +144,7 @@ def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
     return cache
 
 
-def _until(ids: list[int], stop: set[int]) -> list[int]:
+def until(ids: list[int], stop: Sequence[int]) -> list[int]:
+    """`ids` up to the first token that ends an answer, or all of them."""
     end = next((at for at, token in enumerate(ids) if token in stop), len(ids) - 1)
     return ids[: end + 1]

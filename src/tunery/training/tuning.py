@@ -11,7 +11,8 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tunery.config import TrainSpec
 from tunery.engine.vllm import lora_ranks, unservable
@@ -26,6 +27,7 @@ _EXCLUSIVE = (  # pairs that do not go together, and why
     ("fp8", "quantization_bit", "both would hold the base in fewer bits"),
     ("fp8", "lora_dropout", "fp8 is for LoRA layers without dropout"),
     ("fp8", "use_dora", "DoRA needs the norms of the base's own weights"),
+    ("fp8", "reward_model", "the reward model computes with the base's own weights"),
     ("fsdp", "fp8", "fp8 weights are not divided among workers"),
     ("fsdp", "quantization_bit", "quantised weights are not divided among workers"),
     ("fsdp", "pissa_init", "PiSSA changes the base, which is divided before a checkpoint is read"),
@@ -33,6 +35,11 @@ _EXCLUSIVE = (  # pairs that do not go together, and why
     ("pissa_init", "quantization_bit", "PiSSA starts from the base's own weights"),
     ("pissa_init", "use_dora", "what they learn together is no plain LoRA, and fits no base but its own"),
 )
+_UNDIVIDED = {  # stages that do not go together with fsdp, and why
+    "grpo": "workers answer prompts of their own, out of step",
+    "ppo": "workers answer prompts of their own, out of step",
+    "rm": "the value head is not divided among workers",
+}
 
 
 def words(value: str | Iterable[str] | None) -> list[str]:
@@ -63,11 +70,8 @@ def check_tuning(spec: TrainSpec) -> list[str]:
     for one, other, why in _EXCLUSIVE:
         if getattr(spec, one) and getattr(spec, other):
             raise ConfigError(f"{one} and {other} do not go together: {why}", hint="choose one")
-    if spec.fsdp and spec.stage == "grpo":
-        raise ConfigError(
-            "stage: grpo and fsdp do not go together: workers answer prompts of their own, out of step",
-            hint="leave fsdp out",
-        )
+    if spec.fsdp and (why := _UNDIVIDED.get(spec.stage)):
+        raise ConfigError(f"stage: {spec.stage} and fsdp do not go together: {why}", hint="leave fsdp out")
     if spec.pissa_init and not spec.pissa_convert:
         raise ConfigError(
             "pissa_convert: false would leave an adapter that fits only a base changed by PiSSA",
@@ -123,6 +127,8 @@ def tune(model: Any, spec: TrainSpec) -> Any:
         if spec.finetuning_type == "freeze":
             _unfreeze(model, spec)
         model.untuned = copy.deepcopy(model.config), {name: p.dtype for name, p in model.named_parameters()}
+    if spec.stage in ("rm", "ppo"):
+        attach_value_head(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -194,6 +200,25 @@ def _unfreeze(model: Any, spec: TrainSpec) -> None:
             module.requires_grad_(True)
     for name in extra:
         outside[name].requires_grad_(True)
+
+
+class ValueHead(nn.Module):
+    """TRL's and LLaMA-Factory's `v_head`: one number from a hidden state. At first it is zero, whatever it sees."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.summary = nn.Linear(size, 1)
+        nn.init.zeros_(self.summary.weight)
+        nn.init.zeros_(self.summary.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:  # (N, H) -> (N,), fp32
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.summary(hidden.float())[:, 0]
+
+
+def attach_value_head(model: Any) -> None:
+    """Give `model` a value head, as `v_head`."""
+    model.v_head = ValueHead(model.config.get_text_config().hidden_size).to(next(model.parameters()).device)
 
 
 def transformers_model(model: Any) -> Any:

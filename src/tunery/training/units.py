@@ -10,6 +10,7 @@ from tunery.config import TrainSpec
 from tunery.data.template import Row, Template
 from tunery.errors import ConfigError, DataError
 from tunery.training.packing import Answer, Unit
+from tunery.training.sampling import until
 from tunery.types import Dataset, Example
 
 Encoded = tuple[list[Example], list[Unit]]
@@ -25,10 +26,28 @@ def check_stage(spec: TrainSpec) -> None:
                 )
     if spec.dpo_label_smoothing and spec.preference != "sigmoid":
         raise ConfigError("dpo_label_smoothing is for pref_loss: sigmoid alone", hint="drop one of the two")
-    if spec.stage == "grpo" and spec.beta and (spec.finetuning_type != "lora" or spec.pissa_init):
+    if spec.samples and spec.max_loss_ratio:
+        raise ConfigError(
+            f"max_loss_ratio has no meaning in stage: {spec.stage}, whose loss may be 0 or less", hint="drop it"
+        )
+    plain = spec.finetuning_type == "lora" and not spec.pissa_init
+    if spec.samples and spec.beta and not plain:
         raise ConfigError(
             "beta compares with the untuned model, which is at hand only beneath plain LoRA",
             hint="use finetuning_type: lora without pissa_init, or beta: 0",
+        )
+    if spec.reward_model and not plain:
+        raise ConfigError(
+            "reward_model shares its base with what is trained, so that has to stay as it is",
+            hint="use finetuning_type: lora without pissa_init, or reward: slot_f1, exact_match or parse_rate",
+        )
+    if spec.stage != "ppo" and spec.reward_model:
+        raise ConfigError(f"reward_model has no meaning in stage: {spec.stage}", hint="it is for stage: ppo; drop it")
+    if spec.stage == "ppo" and bool(spec.reward) == bool(spec.reward_model):
+        raise ConfigError(
+            "stage: ppo has two rewards" if spec.reward else "stage: ppo has no reward",
+            hint="name reward_model, a version of stage: rm; or a score of the task, reward: slot_f1, exact_match or "
+            "parse_rate",
         )
     if spec.stage == "kto" and not (spec.kto_chosen_weight or spec.kto_rejected_weight):
         raise ConfigError("kto_chosen_weight and kto_rejected_weight are both 0", hint="raise one of them")
@@ -48,7 +67,7 @@ def encode(
     kept = _within(data, units, spec, base, notes)
     examples = [examples[i] for i, _ in kept]
     units = [unit for _, unit in kept]
-    if spec.stage == "grpo":
+    if spec.samples:
         _check_room(units, spec, base)
     if spec.stage == "kto":
         good = [e for e, (row,) in zip(examples, units, strict=True) if isinstance(row, Answer) and row.worth > 0]
@@ -57,7 +76,7 @@ def encode(
 
 
 def _answers(data: Dataset, template: Template, mask_history: bool) -> Encoded:
-    """`sft` and `grpo`: each example by itself."""
+    """`sft`, `grpo`, `ppo`: each example by itself."""
     examples = list(data.examples)
     if any(_is_pair(e) for e in examples):
         hint = (
@@ -84,6 +103,13 @@ def _pairs(data: Dataset, template: Template, _: bool) -> Encoded:
     return examples, list(pairs)
 
 
+def _compared(data: Dataset, template: Template, mask_history: bool) -> Encoded:
+    """`rm`: pairs whose answers end with the token that ends sampled ones, since there they are judged."""
+    examples, pairs = _pairs(data, template, mask_history)
+    stop = template.stop_ids
+    return examples, [tuple(replace(row, target=until(row.target, stop)) for row in pair) for pair in pairs]
+
+
 def _tagged(data: Dataset, template: Template, _: bool) -> Encoded:
     """`kto`: each answer with its tag; a pair is two."""
     examples: list[Example] = []
@@ -105,7 +131,8 @@ def _tagged(data: Dataset, template: Template, _: bool) -> Encoded:
 
 
 _ENCODERS: dict[str, Callable[[Dataset, Template, bool], Encoded]] = {
-    "sft": _answers, "grpo": _answers, "dpo": _pairs, "orpo": _pairs, "simpo": _pairs, "kto": _tagged,
+    "sft": _answers, "grpo": _answers, "ppo": _answers, "dpo": _pairs, "orpo": _pairs, "simpo": _pairs, "kto": _tagged,
+    "rm": _compared,
 }  # fmt: skip
 
 

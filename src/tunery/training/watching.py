@@ -114,7 +114,7 @@ def tracks_best(spec: TrainSpec) -> bool:
 
 def generates(spec: TrainSpec, gpu: bool) -> bool:
     """Whether evaluations answer rows: as asked for, else on a GPU and where the best is chosen by it."""
-    if spec.stage == "pt":  # texts have no answers
+    if spec.stage in ("pt", "rm"):  # texts have no answers, and a reward model writes none
         return False
     needed = metric_name(spec).removeprefix("eval_") in GENERATED
     return spec.predict_with_generate if spec.predict_with_generate is not None else gpu or needed
@@ -153,10 +153,10 @@ def row_losses(
 ) -> list[dict[str, Any]]:
     """The rows of a batch, over all workers, each with its unit's own loss: None, and first, where not finite.
 
-    Of GRPO, whose sampled answers are gone by now, each row has the loss of its written one.
+    Of GRPO and PPO, whose sampled answers are gone by now, each row has the loss of its written one.
     """
     found: list[dict[str, Any]] = []
-    if spec.stage == "grpo":
+    if spec.samples:
         objective = Supervised()
     device = next(model.parameters()).device
     packs = [build_pack([unit], 0, train_on_prompt=spec.train_on_prompt) for unit in units]
