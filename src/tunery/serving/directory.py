@@ -23,8 +23,8 @@ Places = Mapping[str, Mapping[str, str]]  # engine -> replica -> URL
 class Directory:
     """`secret` is what replicas ask of whoever calls them: their ports are open to the machine, or the cluster."""
 
-    def __init__(self, secret: str | None) -> None:
-        self._secret = secret or secrets.token_urlsafe(32)
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
         self._entries: dict[str, tuple[str, str, float]] = {}  # replica -> (engine, URL, last seen)
         self._version = time.time_ns()  # a directory that takes another's place has not said this before
         self._changed = asyncio.Event()
@@ -70,7 +70,10 @@ class Directory:
 
 
 def directory(service: str, secret: str | None = None) -> Any:
-    """The handle of a service's Directory; started where there is none, with the secret that its callers know."""
+    """The handle of a service's Directory; started where there is none, with the secret that its callers know.
+
+    Without one it gets a new one here, which Ray gives to what it starts in its place, too.
+    """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -89,5 +92,5 @@ def directory(service: str, secret: str | None = None) -> Any:
             max_task_retries=3,
             max_concurrency=1000,
         )
-        .remote(secret)
+        .remote(secret or secrets.token_urlsafe(32))
     )
