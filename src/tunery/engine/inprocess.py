@@ -6,8 +6,8 @@ it does. Where one device serves one engine those processes buy nothing, so here
 (`EngineCoreProc`) runs in a thread; requests and outputs pass as Python objects instead of through sockets.
 
 vLLM loads `register` through its plugin entry point `vllm.general_plugins`; it does nothing unless the
-environment says `TUNERY_ENGINE_IN_PROCESS=1`. An engine over several devices or data-parallel ranks keeps
-vLLM's processes.
+environment says `TUNERY_ENGINE_IN_PROCESS=1`, as it does for engines on a CPU unless the user's says otherwise. An
+engine over several devices or data-parallel ranks keeps vLLM's processes.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def engine_env(kwargs: Mapping[str, Any], *, engines: int = 1) -> dict[str, str]
     if on_cpu():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         env |= {
-            "TUNERY_ENGINE_IN_PROCESS": "1",
+            "TUNERY_ENGINE_IN_PROCESS": os.environ.get("TUNERY_ENGINE_IN_PROCESS", "1"),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets the CPU platform keep the executor in this process
             "OMP_NUM_THREADS": str(max(1, cores // engines)),
             # Threads that spin at barriers are fastest alone on a machine and ruinous on a shared one.
@@ -223,13 +223,15 @@ def llm_config(
     kwargs = engine_kwargs(base, adapters, spec.engine_kwargs, max_model_len=max_model_len)
     if kwargs.get("enable_lora"):  # further ones may come while it runs
         kwargs |= {"max_loras": 8, "max_cpu_loras": max(SERVED_LORAS, len(adapters))} | spec.engine_kwargs
+    # vLLM's own configuration of logging would close the handlers of Ray Serve's logger in the same process.
+    env = engine_env(kwargs, engines=spec.concurrency) | {"VLLM_CONFIGURE_LOGGING": "0"}
     return {
         "model_loading_config": {"model_id": name, "model_source": str(base)},
         # The gateway alone talks to it, and says how a version's chats are written.
         "engine_kwargs": kwargs | {"trust_request_chat_template": True},
         "accelerator_type": spec.accelerator_type,
         "placement_group_config": {"bundles": [_bundle()] * _devices(spec)},
-        "runtime_env": {"env_vars": engine_env(kwargs, engines=spec.concurrency)},
+        "runtime_env": {"env_vars": env},
         "callback_config": {"callback_class": "tunery.engine.server.LocalModel"},
         "experimental_configs": {"stream_batching_interval_ms": 10},
         "log_engine_metrics": False,  # to Ray's agents; vLLM then keeps its own, which the gateway collects

@@ -26,10 +26,12 @@ class Listener:
                 return nullcontext()
 
         self._sock = sock
+        # Without log_config=None it would configure logging anew, which closes the handlers of Serve's logger: a
+        # controller that finds this process again could not ask it who it is.
         self._server = Server(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, ws="none", server_header=False, date_header=False,
-                timeout_keep_alive=75, backlog=2048,
+                app, log_config=None, log_level="warning", access_log=False, ws="none", server_header=False,
+                date_header=False, timeout_keep_alive=75, backlog=2048,
             )
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from tunery.serving.listening import Listener
 from tunery.serving.upstream import ADAPTER, ADAPTER_PATH, AGAIN, SECRET
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("ray.serve")
 
@@ -117,11 +117,39 @@ class Guard:
                 await self._engine.load(adapter, await _local(adapter, headers[ADAPTER_PATH].decode()))
             except TuneryError as error:
                 return await _plain(send, 424, error.message)
+        if not await self._alive():
+            return await _dead(send)
+        await self._app(scope, receive, self._watched(send))
+
+    async def _alive(self) -> bool:
         try:
             await self._engine.check_health()
         except Exception:
-            return await _plain(send, 503, "The engine has died.", (AGAIN, b"1"))
-        await self._app(scope, receive, send)
+            return False
+        return True
+
+    def _watched(self, send: Send) -> Send:
+        """`send` for an answer that may turn out to be the engine's death: then none of it goes out."""
+        start: Message | None = None
+        lost = False
+
+        async def sent(message: Message) -> None:
+            nonlocal start, lost
+            if lost:
+                return
+            if message["type"] == "http.response.start":
+                start = message  # until its body shows what it is
+                return
+            if start is not None:
+                failed = start["status"] >= 500 or message.get("body", b"").startswith(b'data: {"error"')
+                if failed and not await self._alive():
+                    lost = True
+                    return await _dead(send)
+                await send(start)
+                start = None
+            await send(message)
+
+        return sent
 
 
 async def _local(name: str, place: str) -> Path:
@@ -136,6 +164,10 @@ async def _local(name: str, place: str) -> Path:
             if not folder.is_dir():  # else a replica beside this one was quicker
                 raise
     return folder
+
+
+async def _dead(send: Send) -> None:
+    await _plain(send, 503, "The engine has died.", (AGAIN, b"1"))
 
 
 async def _plain(send: Send, status: int, text: str, *more: tuple[bytes, bytes]) -> None:

@@ -112,6 +112,7 @@ class Upstream:
         try:
             async with self.session.post(replica.url + path, data=body, headers=mine, timeout=limit) as response:
                 if AGAIN.decode() in response.headers:
+                    self._suspect(replica)
                     raise Broken
                 kind = response.headers.get("content-type", "application/json")
                 if stream and response.status == 200:
