@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,7 +19,7 @@ from tunery.config import TelemetrySpec, parse
 from tunery.errors import ConfigError
 from tunery.serving.requestlog import RequestLog
 from tunery.serving.streams import Usage, joined
-from tunery.serving.telemetry import Telemetry, merged
+from tunery.serving.telemetry import LOG_LINES, Telemetry, merged
 
 
 def ask(telemetry: Telemetry, **headers: str):
@@ -47,6 +49,29 @@ def test_metrics_of_one_request():
     assert found["tunery_tokens_total", "prompt"].value == 7
     assert found["tunery_tpot_seconds_count", None].value == 1
     assert found["tunery_in_flight", None].value == 0
+
+
+def test_a_disk_that_stalls_holds_no_request_up(tmp_path):
+    """What cannot be written in time is counted instead of kept in memory for ever."""
+    os.mkfifo(tmp_path / "access.jsonl")
+    disk = os.open(tmp_path / "access.jsonl", os.O_RDONLY | os.O_NONBLOCK)
+    telemetry = Telemetry(log_dir=tmp_path)
+    lines = LOG_LINES + 3000
+    for _ in range(lines):
+        telemetry.log({"request": "x" * 100})
+    dropped = int(telemetry.unlogged._value.get())
+    assert dropped > 0
+
+    closing = threading.Thread(target=telemetry.close)
+    closing.start()  # writes what it has, as soon as the disk takes it
+    written = b""
+    while closing.is_alive() or select.select([disk], [], [], 0)[0]:
+        if select.select([disk], [], [], 0.1)[0]:
+            if not (read := os.read(disk, 1 << 16)):
+                break
+            written += read
+    os.close(disk)
+    assert written.count(b"\n") + dropped == lines
 
 
 def test_replicas_metrics_are_told_apart_and_described_once():

@@ -7,7 +7,8 @@ import logging
 import logging.handlers
 import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 log = logging.getLogger("ray.serve")
 LOG_BYTES, LOG_FILES = 50 << 20, 5
+LOG_LINES = 10_000  # that wait to be written
 
 
 class Telemetry:
@@ -47,9 +49,12 @@ class Telemetry:
         self.rows = Counter("tunery_extract_rows", "Texts extracted from.", ("version", "outcome"), registry=r)
         self.values = Counter("tunery_extract_values", "Values found.", ("version", "kind"), registry=r)
         self.shadows = Counter("tunery_shadow", "Answers of shadows.", ("version", "shadow", "outcome"), registry=r)
+        self.unlogged = Counter("tunery_access_log_dropped", "Lines the disk was too slow for.", registry=r)
         self.dropped = Counter("tunery_request_log_dropped", "Requests that were not logged.", registry=r)
         spec = spec or TelemetrySpec()
-        self._log, self._listener = _access_log(log_dir) if spec.access_log and log_dir else (None, None)
+        self._log, self._listener = None, None
+        if spec.access_log and log_dir:
+            self._log, self._listener = _access_log(log_dir, self.unlogged.inc)
         self._requests: RequestLog | None = None
         if spec.request_log:
             redact, dropped = spec.redact, self.dropped.inc
@@ -82,7 +87,8 @@ class Telemetry:
     def close(self) -> None:
         """Write what is still to be written."""
         if self._listener:
-            self._listener.stop()
+            with suppress(queue.Full):  # a disk that takes nothing any more
+                self._listener.stop()
         if self._requests:
             self._requests.close()
         if self._tracer:
@@ -165,16 +171,41 @@ class Observation:
         })  # fmt: skip
 
 
-def _access_log(folder: Path) -> tuple[logging.Logger, logging.handlers.QueueListener]:
+class _Handing(logging.handlers.QueueHandler):
+    """Hands lines on as long as they can be held."""
+
+    def __init__(self, lines: queue.Queue[Any], dropped: Callable[[], None]) -> None:
+        super().__init__(lines)
+        self._dropped = dropped
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self._dropped()
+
+
+class _Writing(logging.handlers.QueueListener):
+    """Writes the lines in a thread."""
+
+    def __init__(self, lines: queue.Queue[Any], file: logging.Handler) -> None:
+        super().__init__(lines, file)
+        self._lines = lines
+
+    def enqueue_sentinel(self) -> None:
+        self._lines.put(None, timeout=5)  # behind the lines that wait
+
+
+def _access_log(folder: Path, dropped: Callable[[], None]) -> tuple[logging.Logger, logging.handlers.QueueListener]:
     """A logger that hands lines to a thread, which writes them and starts a new file every 50 MB."""
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.handlers.RotatingFileHandler(
         folder / "access.jsonl", maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"
     )
-    lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    lines: queue.Queue[Any] = queue.Queue(LOG_LINES)
     logger = logging.Logger("tunery.access")
-    logger.addHandler(logging.handlers.QueueHandler(lines))
-    listener = logging.handlers.QueueListener(lines, file)
+    logger.addHandler(_Handing(lines, dropped))
+    listener = _Writing(lines, file)
     listener.start()
     return logger, listener
 
