@@ -114,8 +114,10 @@ def test_free_port():
 
 def test_quiet_takes_the_output_and_gives_the_terminal_back(tmp_path, capfd):
     outer, inner = tmp_path / "logs" / "outer.log", tmp_path / "inner.log"
-    with suppress(KeyboardInterrupt), quiet(outer):
+    with suppress(KeyboardInterrupt), quiet(outer) as aloud:
         os.write(1, b"from C\n")
+        with aloud():
+            print("a caller's own")
         with quiet(inner):
             os.write(2, b"nested\n")
         os.write(2, b"outer again\n")
@@ -123,7 +125,7 @@ def test_quiet_takes_the_output_and_gives_the_terminal_back(tmp_path, capfd):
     os.write(1, b"terminal\n")
     assert outer.read_text() == "from C\nouter again\n"
     assert inner.read_text() == "nested\n"
-    assert capfd.readouterr().out == "terminal\n"
+    assert capfd.readouterr().out == "a caller's own\nterminal\n"
 
 
 # -- batches --

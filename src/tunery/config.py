@@ -369,6 +369,31 @@ class ServedBase(Spec):
     engine: EngineSpec = Field(default_factory=EngineSpec)
 
 
+class ServedApplication(Spec):
+    """A Ray Serve application of one's own in the service, by Ray's names. It answers below `route_prefix`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
+    import_path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # as "orders:app", seen from the project's folder
+    route_prefix: str = Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")
+    args: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _apart(self) -> ServedApplication:
+        if self.name == "gateway" or self.name.partition("-")[0] == "engine":
+            raise ValueError(f'"{self.name}" is the name of a part of the service')
+        if (first := self.route_prefix.split("/")[1]) in (
+            "v1",
+            "healthz",
+            "health",
+            "readyz",
+            "metrics",
+            "openapi.json",
+        ):
+            raise ValueError(f"/{first} is the service's own")
+        return self
+
+
 class ServeSpec(ServedBase):
     """A service: one base, or several by `bases`, with their versions behind an OpenAI-compatible API."""
 
@@ -384,6 +409,16 @@ class ServeSpec(ServedBase):
     request_timeout_s: float = Field(default=600.0, gt=0)
     drain_timeout_s: float = Field(default=30.0, ge=0)
     telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
+    applications: list[ServedApplication] = Field(default_factory=list)  # beside the bases, behind the same port
+    proxy_port: int | None = Field(default=None, ge=1, le=65535)  # of Ray's proxy before them, here; None: port + 1
+
+    @field_validator("applications")
+    @classmethod
+    def _told_apart(cls, value: list[ServedApplication]) -> list[ServedApplication]:
+        for names in ([a.name for a in value], [a.route_prefix for a in value]):
+            if doubles := {n for n in names if names.count(n) > 1}:
+                raise ValueError(f"{', '.join(sorted(doubles))} is there twice")
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> ServeSpec:
@@ -392,6 +427,11 @@ class ServeSpec(ServedBase):
         if self.bases and twice:
             raise ValueError(f"bases stands instead of {', '.join(twice)}: give these to each of the bases")
         return self
+
+    @property
+    def proxy(self) -> int:
+        """The port of Ray's proxy."""
+        return self.proxy_port or self.port + 1
 
     @property
     def engines(self) -> list[ServedBase]:

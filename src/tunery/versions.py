@@ -118,9 +118,12 @@ def served_id(version: ModelVersion) -> str:
     return f"{version.name}@{digest}"
 
 
-def adapter_config(folder: Path) -> Mapping[str, Any]:
-    """The adapter's PEFT configuration. Raises ModelError when the folder is not a usable LoRA adapter."""
-    for file in ADAPTER_FILES:
+def adapter_config(folder: Path, *, weights: bool = True) -> Mapping[str, Any]:
+    """The adapter's PEFT configuration. Raises ModelError when the folder is not a usable LoRA adapter.
+
+    Without `weights` these may lie elsewhere.
+    """
+    for file in ADAPTER_FILES if weights else ("adapter_config.json",):
         if not (folder / file).exists():
             raise ModelError(f'"{folder}" is not a PEFT adapter: it has no {file}')
     try:

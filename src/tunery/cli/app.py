@@ -185,7 +185,7 @@ def quickstart(
 
     with run(folder, data=data, sets=tuple(sets or ()), restart=restart, observer=observe) as service:
         if keep_serving:
-            serve_until_stopped(screen, service.url)
+            serve_until_stopped(screen, service)
     if last.get("report"):
         last["report"]["report"].pop("samples", None)
     screen.result(last)

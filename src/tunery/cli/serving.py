@@ -24,6 +24,7 @@ from tunery.cli.options import read_project as _project
 from tunery.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tunery.serving import Service
     from tunery.serving.aliases import Alias
     from tunery.serving.keys import Key
 
@@ -62,18 +63,20 @@ def serve(
         screen.stop()
         screen.result({"url": service.url, "models": service.models})
         screen.say(f"{service.url}  models: {', '.join(service.models)}")
-        serve_until_stopped(screen, service.url)
+        serve_until_stopped(screen, service)
 
 
-def serve_until_stopped(screen: Any, url: str) -> None:
+def serve_until_stopped(screen: Any, service: Service) -> None:
     """Returns at Ctrl-C and at SIGTERM; a second one does not wait for answers under way."""
     import signal
     from contextlib import suppress
     from threading import Event
 
-    screen.say(f"serving at {url} until Ctrl-C")
+    from tunery.engine.cluster import quiet
+
+    screen.say(f"serving at {service.url} until Ctrl-C")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), quiet(service.logs / "driver.log"):
         Event().wait()
     signal.signal(signal.SIGTERM, before)
     screen.say("answering what was asked, then shutting down")

@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -249,17 +249,33 @@ def redirect(log_path: Path) -> None:
 
 
 @contextmanager
-def quiet(log_path: Path) -> Iterator[None]:
+def quiet(log_path: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Send what anything in this process writes to stdout and stderr to `log_path`, down to C libraries.
 
-    A console that shall still reach the terminal writes to a copy of its descriptor, made before. Nested use
-    writes to the inner file; the descriptors are restored whatever happens.
+    A console that shall still reach the terminal writes to a copy of its descriptor, made before; and the block gets
+    a function that makes a block inside it where all writes go where they went before. Nested use writes to the inner
+    file; the descriptors are restored whatever happens.
     """
+
+    @contextmanager
+    def aloud() -> Iterator[None]:
+        with _restored():
+            os.dup2(before[0], 1)
+            os.dup2(before[1], 2)
+            yield
+
+    with _restored() as before:
+        redirect(log_path)
+        yield aloud
+
+
+@contextmanager
+def _restored() -> Iterator[tuple[int, int]]:
+    """stdout and stderr are after the block what they were before; the block gets copies of these."""
     _flush()
     saved = os.dup(1), os.dup(2)
     try:
-        redirect(log_path)
-        yield
+        yield saved
     finally:
         _flush()
         os.dup2(saved[0], 1)

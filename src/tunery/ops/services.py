@@ -36,13 +36,14 @@ def serve(project: AnyProject = None, *, observer: Observer = silent) -> Iterato
     with runs.start(Path(project.home), "serve", project) as run:
         plan = plan_service(project, log_dir=run.logs, observer=observer)
         observer({"event": "run", "id": run.id, "path": str(run.path)})
-        with in_ray(project, run.logs):
+        with in_ray(project, run.logs) as aloud:
             observer({"event": "stage", "text": "starting the engine" + "s" * (len(plan.engines) > 1)})
             with run_service(plan) as service:
                 for name, why in service.faults.items():
                     observer({"event": "note", "text": f"{name} does not answer: {why}"})
                 run.result(url=service.url, models=list(service.models))
-                yield service
+                with aloud():  # the block is the caller's
+                    yield service
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def plan_service(project: Project, *, log_dir: Path, observer: Observer = silent
     known = known_versions(registry, log_dir)
     engines: list[EnginePlan] = []
     for served in spec.engines:
-        engines.append(_engine(project, served, known, f"engine-{len(engines)}" if spec.bases else "engine", observer))
+        name = f"engine-{len(engines)}" if spec.bases else "engine"
+        engines.append(_engine(project, served, known, registry, name, observer))
     doubles = {p.engine.model for p in engines if [q.engine.model for q in engines].count(p.engine.model) > 1}
     if doubles:
         raise ConfigError(f"{', '.join(sorted(doubles))} would be served twice", hint="name each base once")
@@ -153,7 +155,7 @@ def known_versions(registry: str, log_dir: Path) -> list[ModelVersion]:
 
 
 def _engine(
-    project: Project, served: ServedBase, known: Sequence[ModelVersion], name: str, observer: Observer
+    project: Project, served: ServedBase, known: Sequence[ModelVersion], registry: str, name: str, observer: Observer
 ) -> EnginePlan:
     from tunery.engine.vllm import Adapter, llm_config, unservable
     from tunery.serving import Engine, EnginePlan
@@ -176,7 +178,7 @@ def _engine(
         observer({"event": "note", "text": f"of another base than {label}, not served: {', '.join(others)}"})
     adapters = []
     for version in fitting:
-        if why := unservable(versions.adapter_config(version.adapter) if version.adapter.is_dir() else {}):
+        if why := unservable(versions.adapter_config(version.adapter, weights=not storage.is_remote(registry))):
             if served.models != "all":
                 raise ModelError(
                     f"{version.ref} cannot be asked as an adapter: {why}",

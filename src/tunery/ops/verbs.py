@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +44,15 @@ def as_project(project: AnyProject) -> Project:
 
 
 @contextmanager
-def in_ray(project: Project, log_dir: Path) -> Iterator[None]:
-    """Ray as the project wants it, for the length of the block; what vendors print goes to `log_dir`."""
+def in_ray(project: Project, log_dir: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Ray as the project wants it, for the length of the block; what vendors print goes to `log_dir`.
+
+    The block gets what makes a block inside it that may print.
+    """
     from tunery.engine.cluster import connect, quiet
 
-    with quiet(log_dir / "driver.log"), connect(project.ray.address, log_dir=log_dir):
-        yield
+    with quiet(log_dir / "driver.log") as aloud, connect(project.ray.address, log_dir=log_dir):
+        yield aloud
 
 
 def train(project: AnyProject = None, *, observer: Observer = silent, resume: str | None = None) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from tunery.serving.applications import Applications
 from tunery.serving.batches import Batches
 from tunery.serving.extract import MOST_TEXTS, extract
 from tunery.serving.files import Files
@@ -79,21 +80,32 @@ _FAULTS = {400: "Not understood", 401: "No valid key", 403: "Not allowed", 404: 
            413: "Too large", 429: "Too many", 503: "Ask again later"}  # fmt: skip
 
 
-def described(body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the OpenAPI document says of a route: its body's schema, and OpenAI's error object for every fault."""
-    responses = {
+def described(body: Mapping[str, Any] | None = None, models: Sequence[str] = ()) -> dict[str, Any]:
+    """What the OpenAPI document says of a route: its body's schema, and OpenAI's error object for every fault.
+
+    `models` are some of the names that answer when the service starts.
+    """
+    responses: dict[str, Any] = {
         str(status): {"description": text, "content": {"application/json": {"schema": _ERROR}}}
         for status, text in _FAULTS.items()
     }
     found: dict[str, Any] = {"responses": responses}
     if body:
+        if models:
+            model = {**body["properties"]["model"], "examples": list(models)[:3]}
+            body = {**body, "properties": {**body["properties"], "model": model}}
+        if "stream" in body["properties"]:
+            either = {"application/json": {}, "text/event-stream": {}}
+            responses["200"] = {"description": "The answer, whole or as it comes", "content": either}
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return found
 
 
-def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
+def build(gateway: Gateway, files: Files, batches: Batches, applications: Applications) -> FastAPI:
     """The application."""
     app = FastAPI(title="Tunery", docs_url=None, redoc_url=None, redirect_slashes=False)
+    cards = gateway.catalog.cards(gateway.shown_aliases)
+    versions = [name for name, card in cards.items() if card["version"]]
 
     def refused(request: Request, refusal: Refusal, call: Call | None = None) -> Response:
         headers = {**SECURITY, "x-request-id": call.id if call else request_id(request), **refusal.headers}
@@ -117,7 +129,7 @@ def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
         return refused(request, Refusal(500, message, code="internal_error"))
 
     def proxied(path: str) -> None:
-        @app.post(path, openapi_extra=described(BODIES[path]), name=path.rpartition("/")[2])
+        @app.post(path, openapi_extra=described(BODIES[path], list(cards)), name=path.rpartition("/")[2])
         async def _(request: Request) -> Response:
             call = gateway.admit(request, path)
             try:
@@ -132,7 +144,7 @@ def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
     for path in PROXIED:
         proxied(path)
 
-    @app.post("/v1/extract", openapi_extra=described(EXTRACT))
+    @app.post("/v1/extract", openapi_extra=described(EXTRACT, versions))
     async def extracted(request: Request) -> Response:
         call = gateway.admit(request, "/v1/extract")
         try:
@@ -184,6 +196,7 @@ def build(gateway: Gateway, files: Files, batches: Batches) -> FastAPI:
         return PlainTextResponse(gateway.telemetry.render(texts), headers=SECURITY)
 
     add_routes(app, gateway, files, batches, described)
+    applications.add_routes(app, gateway)
     if gateway.spec.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=gateway.spec.cors, allow_methods=["GET", "POST", "DELETE"],

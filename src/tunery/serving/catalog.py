@@ -182,12 +182,15 @@ def _created(served: Served) -> int:
 
 
 def mirrored(registry: str, mirror: Path) -> Path:
-    """A home with the small files of the versions at a URL; complete versions never change, so each is read once."""
+    """A home with the small files of the versions at a URL; complete versions never change, so each is read once.
+
+    As everywhere, version.json comes last and says that the others are there.
+    """
     for name in storage.list_files(storage.join(registry, "models", "*", "*", "version.json")):
         folder = mirror / "models" / Path(name).parent.parent.name / Path(name).parent.name
         if (folder / "version.json").exists():
             continue
-        for file in ("adapter_config.json", "profile.json", "prompts.json", "version.json"):  # that one last
+        for file in ("adapter_config.json", "profile.json", "calibration.json", "prompts.json", "version.json"):
             source = storage.join(name.rpartition("/")[0], file)
             if storage.exists(source):
                 storage.write_atomic(folder / file, storage.read_bytes(source))

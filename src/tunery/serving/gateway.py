@@ -111,6 +111,11 @@ class Gateway:
             seen.end(refusal.status, code=refusal.code)
             raise
 
+    def inner(self, route: str) -> Call:
+        """A request of the service's own, which nobody limits."""
+        name = f"req-{uuid.uuid4().hex}"
+        return Call(name, route, None, None, self.telemetry.begin(route=route, headers={}, request=name))
+
     def _granted(self, key: Key) -> Grant:
         try:
             return self.limits.admit(key)
@@ -176,8 +181,8 @@ class Gateway:
 
     # -- asking an engine ---------------------------------------------------------------------------------------
 
-    async def body(self, request: Request) -> dict[str, Any]:
-        """The JSON object that was sent. Raises Refusal, 413 above `max_body_bytes`."""
+    async def raw(self, request: Request) -> bytes:
+        """What was sent. Raises Refusal, 413 above `max_body_bytes`."""
         limit = self.spec.max_body_bytes
         over = Refusal(413, f"The body is larger than {limit:,} bytes.", code="request_too_large")
         length = request.headers.get("content-length", "0")
@@ -188,6 +193,11 @@ class Gateway:
             raw += part
             if len(raw) > limit:
                 raise over
+        return bytes(raw)
+
+    async def body(self, request: Request) -> dict[str, Any]:
+        """The JSON object that was sent. Raises Refusal."""
+        raw = await self.raw(request)
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Host:
 
         from tunery.serving.aliases import Aliases
         from tunery.serving.api import build
+        from tunery.serving.applications import Applications
         from tunery.serving.batches import Batches
         from tunery.serving.files import Files
         from tunery.serving.keys import KeyStore
@@ -62,7 +63,8 @@ class Host:
         files = Files(home / "files")
         batches = Batches(home / "batches", files, self._gateway)
         self._tasks = [asyncio.create_task(work) for work in (self._follow(), self._look(), batches.run())]
-        await self._listen(build(self._gateway, files, batches))
+        applications = Applications(spec.applications, session, f"http://127.0.0.1:{spec.proxy}")
+        await self._listen(build(self._gateway, files, batches, applications))
 
     async def _listen(self, app: Any) -> None:
         family = socket.AF_INET6 if ":" in self._spec.host else socket.AF_INET
@@ -121,6 +123,20 @@ class Host:
             except (Refusal, TuneryError) as error:
                 faults[name] = error.message
         return faults
+
+    async def extract(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What POST /v1/extract answers to `body`, OpenAI's error object included, for an application beside:
+
+        `await serve.get_app_handle("gateway").extract.remote({"model": "bikeshop", "text": "..."})`
+        """
+        from tunery.serving.extract import extract
+
+        call = self._gateway.inner("/v1/extract")
+        try:
+            return await extract(self._gateway, call, dict(body))
+        except Refusal as refusal:
+            call.end(refusal.status, code=refusal.code)
+            return refusal.body
 
     async def check_health(self) -> None:
         """Serve replaces a gateway that no longer listens."""

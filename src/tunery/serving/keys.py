@@ -17,7 +17,10 @@ from tunery.config import nearest
 from tunery.errors import ConfigError, RunError
 from tunery.serving.statefile import StateFile
 
-ENDPOINTS = ("chat", "completions", "responses", "embeddings", "extract", "files", "batches", "models", "metrics")
+ENDPOINTS = (
+    "chat", "completions", "responses", "embeddings", "extract", "files", "batches", "models", "metrics",
+    "applications",
+)  # fmt: skip
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 _ID = re.compile(r"key-[0-9a-f]{8}")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tunery.config import Autoscaling, ServeSpec
 from tunery.engine.cluster import free_port, require
 from tunery.errors import ConfigError, EngineError, ResourceError
+from tunery.serving.applications import deployed
 from tunery.serving.catalog import Engine
 from tunery.serving.listening import LOCAL
 
@@ -29,10 +30,11 @@ STOP_TIMEOUT = 30.0  # seconds
 
 @dataclass(frozen=True)
 class Service:
-    """A running service: `url` is an OpenAI client's base_url, `models` are the names that answer."""
+    """A running service: `url` is an OpenAI client's base_url, `models` are the names that answer, `logs` a folder."""
 
     url: str
     models: tuple[str, ...]
+    logs: Path
     faults: Mapping[str, str] = field(default_factory=dict)  # versions that do not answer, and why
 
 
@@ -153,12 +155,22 @@ def deploy_config(plan: Plan) -> dict[str, Any]:
     """The same service as a file for Ray's `serve deploy`."""
     builders = dict.fromkeys(plan.applications(), "engine_app") | {GATEWAY: "gateway_app"}
     return {
-        "proxy_location": "Disabled",
+        **_proxied(plan.spec),
         "applications": [
-            {"name": name, "import_path": f"{__name__}:{builders[name]}", "route_prefix": None, "args": args}
-            for name, args in plan.applications().items()
+            *(
+                {"name": name, "import_path": f"{__name__}:{builders[name]}", "route_prefix": None, "args": args}
+                for name, args in plan.applications().items()
+            ),
+            *deployed(plan.spec.applications, str(plan.home)),
         ],
-    }  # fmt: skip
+    }
+
+
+def _proxied(spec: ServeSpec) -> dict[str, Any]:
+    """Where Serve's own proxy is: nowhere, or here for the gateway alone."""
+    if not spec.applications:
+        return {"proxy_location": "Disabled"}
+    return {"proxy_location": "HeadOnly", "http_options": {"host": LOOPBACK, "port": spec.proxy}}
 
 
 # -- checks -------------------------------------------------------------------------------------------------------
@@ -171,12 +183,16 @@ def check(spec: ServeSpec, *, has_keys: bool) -> None:
             f'serve.host is "{spec.host}", but there are no API keys: anyone who reaches it could ask',
             hint="make one with `tunery keys create NAME`, or leave serve.host out",
         )
-    try:
-        free_port(spec.host, spec.port)
-    except ResourceError as error:
-        other = next((p for p in range(max(spec.port, 1023) + 1, 65536) if _is_free(p)), "PORT")
-        hint = f"stop what uses it, or take another: --set serve.port={other}"
-        raise ResourceError(error.message, hint=hint) from None
+    ports = {"port": (spec.host, spec.port)}
+    if spec.applications:
+        ports["proxy_port"] = (LOOPBACK, spec.proxy)
+    for key, (host, port) in ports.items():
+        try:
+            free_port(host, port)
+        except ResourceError as error:
+            other = next((p for p in range(max(port, 1023) + 1, 65536) if _is_free(p)), "PORT")
+            hint = f"stop what uses it, or take another: --set serve.{key}={other}"
+            raise ResourceError(error.message, hint=hint) from None
 
 
 def _is_free(port: int) -> bool:
@@ -192,7 +208,7 @@ def _check_cluster(plan: Plan) -> None:
     import ray.serve  # which sets up its logger
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it reports every step on stderr
-    if _connected():
+    if _client():
         raise ResourceError(
             "Ray Serve already runs on this cluster, with applications of its own",
             hint="stop it (`tunery serve stop`, or `serve shutdown`), or serve from a Ray of your own: "
@@ -226,23 +242,26 @@ def start(plan: Plan) -> Service:
     """Start what `plan` says, or bring what runs under its name in line with it; returns when it answers."""
     from ray import serve as ray_serve
     from ray.exceptions import RayError
-    from ray.serve.schema import LoggingConfig
+    from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
     plan.log_dir.mkdir(parents=True, exist_ok=True)
     logs = LoggingConfig(logs_dir=str(plan.log_dir.resolve()), log_level="WARNING", enable_access_log=False)
     deadline = time.monotonic() + START_TIMEOUT
     args = plan.applications()
     try:
-        ray_serve.start(proxy_location="Disabled", logging_config=logs)
+        ray_serve.start(**_proxied(plan.spec), logging_config=logs)
         apps = {name: (gateway_app if name == GATEWAY else engine_app)(args[name]) for name in args}
         targets = [
             ray_serve.RunTarget(app, name=name, route_prefix=None, logging_config=logs) for name, app in apps.items()
         ]
         ray_serve.run_many(targets, wait_for_applications_running=False)
-        _await_running(list(args), deadline, plan.log_dir)
+        if others := deployed(plan.spec.applications, str(plan.home)):
+            _client().deploy_apps(ServeDeploySchema.model_validate({"applications": others}))
+        everything = [*args, *(a.name for a in plan.spec.applications)]
+        _await_running(everything, deadline, plan.log_dir)
         gateway = ray_serve.get_app_handle(GATEWAY)
         while not gateway.ready.remote().result(timeout_s=ANSWER_TIMEOUT):
-            _await_running(list(args), deadline, plan.log_dir)
+            _await_running(everything, deadline, plan.log_dir)
             time.sleep(0.1)
         names = [p.engine.model for p in plan.engines] + list(plan.preload)
         faults = gateway.warm.remote(names).result(timeout_s=ANSWER_TIMEOUT * (1 + len(names)))
@@ -251,13 +270,13 @@ def start(plan: Plan) -> Service:
         raise EngineError(f"Ray Serve did not start: {cause(str(error))}", hint=f"its logs: {plan.log_dir}") from error
     if lacking := [name for name in faults if name in (*plan.required, *(p.engine.model for p in plan.engines))]:
         raise EngineError("; ".join(f'"{name}" does not answer: {faults[name]}' for name in lacking))
-    return Service(f"http://{plan.spec.host}:{plan.spec.port}/v1", tuple(models), faults)
+    return Service(f"http://{plan.spec.host}:{plan.spec.port}/v1", tuple(models), plan.log_dir, faults)
 
 
-def _connected() -> bool:
+def _client() -> Any:
     from ray.serve.context import _get_global_client
 
-    return _get_global_client(raise_if_no_controller_running=False) is not None
+    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def _await_running(names: Sequence[str], deadline: float, log_dir: Path) -> None:
@@ -272,7 +291,8 @@ def _await_running(names: Sequence[str], deadline: float, log_dir: Path) -> None
                 account = "\n".join([app.message, *(d.message for d in app.deployments.values())])
                 path = log_dir / "failure.log"
                 path.write_text(_plain(account), encoding="utf-8")
-                what = "the gateway" if name == GATEWAY else "the engine"
+                what = "the engine" if name.startswith("engine") else f"the application {name}"
+                what = "the gateway" if name == GATEWAY else what
                 raise EngineError(f"{what} did not start: {cause(account)}", hint=f"the whole story: {path}")
         if all(name in found and found[name].status == "RUNNING" for name in names):
             return
