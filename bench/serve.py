@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def ours(args: argparse.Namespace) -> None:
         signal.sigwait({signal.SIGTERM})
 
 
-def vllm(args: argparse.Namespace) -> None:
-    """vLLM's own server."""
-    settings = [f"--{k.replace('_', '-')}={v}" for k, v in kwargs().items() if v is not True]
-    flags = [f"--{k.replace('_', '-')}" for k, v in kwargs().items() if v is True]
+def vllm(args: argparse.Namespace, more: Mapping[str, Any] | None = None) -> None:
+    """vLLM's own server; `more` are further engine arguments."""
+    chosen = {**kwargs(), **(more or {})}
+    settings = [f"--{k.replace('_', '-')}={v}" for k, v in chosen.items() if v is not True]
+    flags = [f"--{k.replace('_', '-')}" for k, v in chosen.items() if v is True]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", args.base, *settings, *flags]
     name = ["--served-model-name", Path(args.base).name, "--host", "127.0.0.1", "--port", str(args.port)]
     os.execv(command[0], [*command, *name, "--disable-uvicorn-access-log"])

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import make_adapter
 
-from tunery import versions
-from tunery.bases import find_base
 from tunery.types import ModelVersion
 
 # Before any test imports torch: two suites on one small machine must not spin against each other.
@@ -36,7 +35,7 @@ def viggo() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session(tmp_path_factory):
+def ray_session(tmp_path_factory, s3_port):
     """A local Ray for the whole suite."""
     from tunery.engine.cluster import connect
 
@@ -79,38 +78,10 @@ def tiny_base(tmp_path_factory) -> Path:
     return folder
 
 
-def make_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 0) -> Path:
-    """A random LoRA adapter for `base` that changes its answers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", init_lora_weights=False)
-    get_peft_model(model, config).save_pretrained(str(folder))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
     """A random adapter of rank 8 on `tiny_base`."""
     return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "one")
-
-
-def make_version(home: Path, base: Path, ref: str, **known: Any) -> ModelVersion:
-    """A version in `home`'s registry with a random adapter for `base`; `known` are further fields of it."""
-    name, _, number = ref.partition("@")
-    folder = home / "models" / name / number
-    rank = known.get("rank", 8)
-    make_adapter(base, folder, rank=rank, seed=known.pop("seed", rank))
-    entry = {
-        "name": name, "version": int(number), "base": str(base), "base_digest": find_base(str(base)).digest,
-        "rank": rank, "template": "chatml", "template_digest": "", "dataset_fingerprint": "", "task": "function",
-        "run_id": "", "created": f"2026-01-01T00:00:{int(number):02d}+00:00", **known,
-    }  # fmt: skip
-    (folder / "version.json").write_text(json.dumps(entry))
-    return versions.get(home, ref)
 
 
 def browser() -> str:
@@ -142,7 +113,6 @@ def dom(page: Path, script: str = "") -> str:
 
 def registered(home: Path, ref: str, **known: Any) -> None:
     """An entry of the registry without any weights, for those who only look at names."""
-    from tunery.types import ModelVersion
 
     name, _, number = ref.partition("@")
     folder = home / "models" / name / number
@@ -176,10 +146,8 @@ class S3:
 
     address = "s3://tunery-test"
 
-    def __init__(self) -> None:
-        from tunery.engine.cluster import free_port
-
-        self.port = free_port("127.0.0.1", 0)
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def start(self) -> None:
         import boto3
@@ -201,12 +169,14 @@ class S3:
         self.process.wait()
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """A running S3 server, to which this process's environment points."""
-    server = S3()
+@pytest.fixture(scope="session")
+def s3_port():
+    """Where `s3` is to listen: the environment points there, also that of Ray's workers."""
+    from tunery.engine.cluster import free_port
+
+    port = free_port("127.0.0.1", 0)
     settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -215,12 +185,19 @@ def s3():
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():
             patch.setenv(key, value)
-        import s3fs
+        yield port
 
-        s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps clients, and their endpoint, for good
-        server.start()
-        yield server
-        server.stop()
+
+@pytest.fixture(scope="module")
+def s3(s3_port):
+    """A running S3 server, to which this process's environment points."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps clients, and their endpoint, for good
+    server = S3(s3_port)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

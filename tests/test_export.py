@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_adapter
+from making import make_adapter
 
 import tunery
 from tunery import versions

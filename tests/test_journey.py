@@ -11,7 +11,8 @@ import httpx
 import pytest
 import torch
 import yaml
-from conftest import make_adapter, write_rows
+from conftest import write_rows
+from making import make_adapter
 from typer.testing import CliRunner
 
 import tunery
