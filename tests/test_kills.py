@@ -92,7 +92,8 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_last_checkpoint(straig
     trained = train(plan, tmp_path, on_event=kill_at_six)
     assert killed
     (note,) = (e["note"] for e in heard if "note" in e)
-    assert note in [f"the workers were lost; new ones go on from step {n}" for n in (4, 8)]
+    # What is heard is of a moment before: on a fast machine the worker was further when it was killed.
+    assert note in [f"the workers were lost; new ones go on from step {n}" for n in (4, 8, 12)]
     assert adapter(trained.adapter) == adapter(straight)
     assert losses(tmp_path) == losses(straight)
 
