@@ -1,10 +1,11 @@
-"""Two bases in one service, with a registry in a bucket."""
+"""Two bases in one service, with a registry in a bucket, and an application that takes too long."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from making import make_version
@@ -14,6 +15,20 @@ import tunery
 from tunery import storage, versions
 from tunery.config import Project
 from tunery.engine.cluster import free_port
+
+SLEEPY = """
+import asyncio
+from ray import serve
+
+@serve.deployment
+class Sleepy:
+    async def __call__(self, request):
+        await asyncio.sleep(float(request.query_params["s"]))
+        return "awake"
+
+def app(args):
+    return Sleepy.bind()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +56,12 @@ def test_each_version_is_answered_by_its_base(bucket, ray_session, tiny_base, ot
 
     expected = {"shop@1": registered("shop@1", tiny_base), "mail@1": registered("mail@1", other_base)}
     bases = [{"base": str(base), "engine": FLOAT32} for base in (tiny_base, other_base)]
-    serve = {"port": free_port("127.0.0.1", 0), "registry": f"{bucket}/registry", "bases": bases}
+    (tmp_path / "sleepy.py").write_text(SLEEPY)
+    sleepy = {"name": "sleepy", "import_path": "sleepy:app", "route_prefix": "/sleepy"}
+    serve = {
+        "port": free_port("127.0.0.1", 0), "proxy_port": free_port("127.0.0.1", 0), "bases": bases,
+        "registry": f"{bucket}/registry", "applications": [sleepy], "request_timeout_s": 10,
+    }  # fmt: skip
     spec = Project.model_validate({"home": str(tmp_path), "serve": serve})
     with (
         tunery.serve(spec) as service,
@@ -60,3 +80,8 @@ def test_each_version_is_answered_by_its_base(bucket, ray_session, tiny_base, ot
         wait_for(lambda: "mail@2" in {m.id for m in client.models.list()})
         assert ask(client, "mail").choices[0].token_ids == ids
         assert ask(client, "mail").model == versions.served_id(versions.get(registry, "mail@2"))
+
+        asleep = service.url.removesuffix("/v1") + "/sleepy"
+        assert httpx.get(asleep, params={"s": 0}, trust_env=False, timeout=60).text == "awake"
+        late = httpx.get(asleep, params={"s": 60}, trust_env=False, timeout=60)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")

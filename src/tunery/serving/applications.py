@@ -26,10 +26,12 @@ PASSED = ("content-type", "accept", "accept-language", "user-agent", "traceparen
 
 
 class Applications:
-    """`proxy` is where Serve's proxy answers."""
+    """`proxy` is where Serve's proxy answers, `timeout` the seconds that an answer may take."""
 
-    def __init__(self, known: Sequence[ServedApplication], session: aiohttp.ClientSession, proxy: str) -> None:
-        self._known, self._session, self._proxy = known, session, proxy
+    def __init__(
+        self, known: Sequence[ServedApplication], session: aiohttp.ClientSession, proxy: str, timeout: float
+    ) -> None:
+        self._known, self._session, self._proxy, self._timeout = known, session, proxy, timeout
 
     def add_routes(self, app: FastAPI, gateway: Gateway) -> None:
         """Everything at and below each application's prefix."""
@@ -58,9 +60,10 @@ class Applications:
         headers["x-request-id"] = call.id
         query = f"?{request.url.query}" if request.url.query else ""
         url = f"{self._proxy}{request.scope['raw_path'].decode()}{query}"
+        limit = aiohttp.ClientTimeout(total=self._timeout)
         try:
             async with self._session.request(
-                request.method, url, data=body, headers=headers, allow_redirects=False
+                request.method, url, data=body, headers=headers, allow_redirects=False, timeout=limit
             ) as answer:
                 shown = {k: v for k in ("content-type", "location") if (v := answer.headers.get(k))}
                 await send.start(answer.status, shown | call.headers)
@@ -69,7 +72,10 @@ class Applications:
                     await send.body(chunk)
                 await send.end()
                 return answer.status
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        except TimeoutError:
+            message = f"The application has not answered within {self._timeout:g} s."
+            raise Refusal(504, message, code="timeout") from None
+        except (aiohttp.ClientError, ConnectionError) as error:
             raise busy("The application does not answer at the moment.", retry_after=5) from error
 
 

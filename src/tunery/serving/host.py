@@ -63,7 +63,8 @@ class Host:
         files = Files(home / "files")
         batches = Batches(home / "batches", files, self._gateway)
         self._tasks = [asyncio.create_task(work) for work in (self._follow(), self._look(), batches.run())]
-        applications = Applications(spec.applications, session, f"http://127.0.0.1:{spec.proxy}")
+        proxy = f"http://127.0.0.1:{spec.proxy}"
+        applications = Applications(spec.applications, session, proxy, spec.request_timeout_s)
         await self._listen(build(self._gateway, files, batches, applications))
 
     async def _listen(self, app: Any) -> None:
