@@ -25,9 +25,10 @@ from tunery.config import BUNDLED_DEFAULTS, TrainSpec, apply_sets, parse
 from tunery.data import load
 from tunery.data.template import Template
 from tunery.tasks import infer_task, score_rows
-from tunery.training.batches import Job, single
+from tunery.training.batches import single
 from tunery.training.loop import Hooks, fit
-from tunery.training.packing import prefix_groups
+from tunery.training.plan import Job
+from tunery.training.prefixes import prefix_groups
 from tunery.types import Example
 
 DEVICE: str = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
 """The service under more load than it can take, for minutes: does memory stay flat, and is every error a 429?
 
-    python bench/saturation.py [--minutes 10] [--clients 160] [--base FOLDER] [--only ours vllm]
+    python bench/saturation.py [--minutes 10] [--clients 160] [--adapters 10] [--base FOLDER] [--only ours vllm]
 
 Clients ask without a pause, whole answers and streams, over ten adapters and the base; ours refuses what is more than
 its queue takes, and the client comes again as Retry-After says. vLLM's own server, which has no limit, is loaded alike
@@ -26,14 +26,12 @@ import adapters
 import psutil
 import serve
 
-ADAPTERS = 10
-
 
 def ours(args: argparse.Namespace) -> None:
     """`tunery.serve` with a short queue and ten adapters until SIGTERM."""
     import tunery
 
-    adapters.make(Path(args.scratch), Path(args.base), ADAPTERS)
+    adapters.make(Path(args.scratch), Path(args.base), args.adapters)
     engine = {"engine_kwargs": serve.kwargs()}
     settings = {"port": args.port, "engine": engine, "max_queued_requests": 16}
     spec = {"home": args.scratch, "train": {"model_name_or_path": args.base}, "serve": settings}
@@ -45,7 +43,7 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
     """What became of the requests of `args.minutes`."""
     import aiohttp
 
-    names = [Path(args.base).name, *(f"load@{i + 1}" for i in range(ADAPTERS) if args.part == "ours")]
+    names = [Path(args.base).name, *(f"load@{i + 1}" for i in range(args.adapters) if args.part == "ours")]
     url, until = f"http://127.0.0.1:{args.port}/v1/chat/completions", time.monotonic() + 60 * args.minutes
     statuses: collections.Counter[str] = collections.Counter()
 
@@ -94,7 +92,8 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, open(f"{scratch}/log", "w") as log:
         port = str(free_port("127.0.0.1", 0))
         command = [sys.executable, __file__, "--base", args.base, "--port", port, "--scratch", scratch]
-        command += ["--minutes", str(args.minutes), "--clients", str(args.clients), "--part", name]
+        command += ["--minutes", str(args.minutes), "--clients", str(args.clients)]
+        command += ["--adapters", str(args.adapters), "--part", name]
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             while not serve.answers(args, port):
@@ -125,6 +124,7 @@ def main() -> None:
     parser.add_argument("--base", default=str(bundled_path()))
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=160)
+    parser.add_argument("--adapters", type=int, default=10)
     parser.add_argument("--only", nargs="+", default=["ours", "vllm"])
     for hidden in ("--part", "--scratch"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)

@@ -29,10 +29,11 @@ from tunery.bases import find_base, load_tokenizer
 from tunery.config import BUNDLED_DEFAULTS, TrainSpec
 from tunery.data import load, materialise_bikeshop
 from tunery.data.template import Row, Template
-from tunery.training.batches import Job, single
+from tunery.training.batches import single
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import compute_dtype
-from tunery.training.packing import prefix_groups
+from tunery.training.plan import Job
+from tunery.training.prefixes import prefix_groups
 
 RATE = 1e-3
 

@@ -33,10 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from tunery.config import TrainSpec, resolve_train
 from tunery.data.template import Row
 from tunery.training.attention import register_attention
-from tunery.training.batches import Job, single
+from tunery.training.batches import single
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import adapt
-from tunery.training.packing import prefix_groups
+from tunery.training.plan import Job
+from tunery.training.prefixes import prefix_groups
 from tunery.training.sharding import shard, wants_shards
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -303,7 +303,9 @@ def test_counts_lengths_and_attributes(tmp_path: Path):
     assert result.cutoff_len == 40
 
 
-def test_quick_tokens_are_the_real_ones(tiny_base: Path):
+def test_quick_tokens_are_the_real_ones(tiny_base: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
     from tunery.bases import QuickTokenizer, find_base, load_tokenizer
     from tunery.config import BUNDLED_BASE
     from tunery.data.template import Template
@@ -316,8 +318,13 @@ def test_quick_tokens_are_the_real_ones(tiny_base: Path):
     ]
     for name in (str(tiny_base), BUNDLED_BASE):
         base = find_base(name)
-        quick = Template("chatml", QuickTokenizer(base)).rows(examples)
+        tokenizer = QuickTokenizer(base)
+        quick = Template("chatml", tokenizer).rows(examples)
         assert quick == Template("chatml", load_tokenizer(base)).rows(examples)
+        tokenizer.save_pretrained(tmp_path)
+        written = AutoTokenizer.from_pretrained(tmp_path)
+        assert Template("chatml", written).rows(examples) == quick
+        assert written.chat_template == load_tokenizer(base).chat_template
 
 
 # As Qwen2 and, but for digits, Llama 3 split.

@@ -43,8 +43,9 @@ def registered(project: Project, adapter: Path) -> Project:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Project:
     """A version of the bundled base, trained for 16 steps by the real loop."""
-    from tunery.training.batches import Job, single
+    from tunery.training.batches import single
     from tunery.training.loop import Hooks, fit
+    from tunery.training.plan import Job
 
     home = tmp_path_factory.mktemp("shop")
     project = project_of(home, max_steps=16, max_samples=128, eval_strategy="no")

@@ -28,7 +28,7 @@ from tunery.serving import Engine
 from tunery.tasks import task_by_name
 from tunery.training import model_files, prepare
 from tunery.training.attention import ATTENTION
-from tunery.training.batches import Job, Packer
+from tunery.training.batches import Packer
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
 from tunery.training.objectives import (
@@ -44,9 +44,12 @@ from tunery.training.objectives import (
     with_reference,
 )
 from tunery.training.output import job_of
-from tunery.training.packing import Answer, Group, build_pack
+from tunery.training.packing import build_pack
+from tunery.training.plan import Job
+from tunery.training.prefixes import Group
 from tunery.training.sampling import Sampling, reward, sample
 from tunery.training.tuning import transformers_model
+from tunery.training.units import Answer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL: dict[str, Any] = {

@@ -14,7 +14,8 @@ from tunery.training.batches import single
 from tunery.training.certificate import certify
 from tunery.training.model import build_model
 from tunery.training.objectives import Supervised, log_probabilities
-from tunery.training.packing import build_pack, common_prefix, make_packs, prefix_groups
+from tunery.training.packing import build_pack, make_packs
+from tunery.training.prefixes import common_prefix, prefix_groups
 
 SMALL = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

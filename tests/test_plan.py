@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,17 @@ def test_a_batch_is_the_product_of_its_three_keys_and_may_hold_all_rows(base, da
     found = plan(base, data, **batch)
     assert found.describe()["batch_rows"] == 12
     assert found.notes == ["a batch of 12 rows holds all 4: each epoch is one step"]
+
+
+def test_over_the_bundled_base_a_plan_needs_neither_pytorch_nor_transformers(data):
+    """Their imports would be most of the time until a mistake is named, or a training begins."""
+    code = f"""
+import sys
+from tunery.config import TrainSpec
+from tunery.training import prepare
+spec = {{"model_name_or_path": "tunery-base", "dataset": "rows", "dataset_dir": {str(data)!r}}}
+plan = prepare(TrainSpec.model_validate(spec))
+print(len(plan.units), sorted({{"torch", "transformers", "peft"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "4 []\n"

@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunery.config import TrainSpec, parse, resolve_train
 from tunery.data.template import Row
 from tunery.errors import ConfigError
-from tunery.training.batches import Job
+from tunery.training.checks import check_tuning
 from tunery.training.loop import Hooks, fit
-from tunery.training.packing import Answer, Group
+from tunery.training.plan import Job
+from tunery.training.prefixes import Group
 from tunery.training.sharding import is_sharded
-from tunery.training.tuning import check_tuning
+from tunery.training.units import Answer
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

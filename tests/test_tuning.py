@@ -20,16 +20,16 @@ from tunery.data.template import Row
 from tunery.engine.cluster import free_port
 from tunery.errors import ConfigError, ModelError
 from tunery.ops import registry, verbs
-from tunery.training.batches import Job, single
+from tunery.training.batches import single
 from tunery.training.certificate import certify
+from tunery.training.checks import check_stage, check_tuning
 from tunery.training.keeping import load_tuned, save_tuned, tuned_state
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
 from tunery.training.optimizer import build_optimizer, lr_factor
-from tunery.training.packing import Group, build_pack, make_packs
-from tunery.training.plan import _packing
-from tunery.training.tuning import check_tuning
-from tunery.training.units import check_stage
+from tunery.training.packing import build_pack, make_packs
+from tunery.training.plan import Job, _packing
+from tunery.training.prefixes import Group
 
 WAYS = {
     "full": {"finetuning_type": "full", "learning_rate": 3e-3},

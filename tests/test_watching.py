@@ -21,15 +21,18 @@ from tunery.errors import ConfigError, RunError, TrainError
 from tunery.ops import runs
 from tunery.tasks import LabelTask, score_rows
 from tunery.training.artifacts import history
-from tunery.training.batches import Job, single
+from tunery.training.batches import single
+from tunery.training.checks import check_watching, generates
 from tunery.training.loop import Hooks, fit
 from tunery.training.model import build_model
 from tunery.training.objectives import Supervised
-from tunery.training.packing import build_pack, prefix_groups
+from tunery.training.packing import build_pack
+from tunery.training.plan import Job
+from tunery.training.prefixes import prefix_groups
 from tunery.training.progress import flops_per_token
 from tunery.training.sampling import Sampling, sample
 from tunery.training.trackers import reporting, scalars, trackers_of
-from tunery.training.watching import Best, check, generates
+from tunery.training.watching import Best
 from tunery.types import Example, Message
 
 WORDS = ("red", "green", "blue", "grey", "teal", "pink", "gold", "plum")
@@ -168,7 +171,7 @@ def test_the_best_follows_the_metric_the_threshold_and_an_earlier_runs_evaluatio
 )
 def test_settings_that_cannot_work_are_refused_before_the_start(changes, rows, message):
     with pytest.raises(ConfigError, match=message):
-        check(TrainSpec(**changes), rows)
+        check_watching(TrainSpec(**changes), rows)
 
 
 def test_a_log_row_says_how_fast_how_large_and_how_long(base, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,12 @@ def remote_code(base: Base) -> list[str]:
     return sorted(p.name for p in base.path.glob("*.py"))
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
 class QuickTokenizer:
     """A base's tokenizer through the tokenizers library alone: the same ids, without the seconds transformers takes.
 
@@ -126,6 +133,7 @@ class QuickTokenizer:
             self._core = Tokenizer.from_file(str(base.path / "tokenizer.json"))
         except Exception as exc:
             raise ModelError(f'the tokenizer of "{base.name}" does not load: {exc}') from None
+        self._folder = base.path
         self._core.no_truncation()
         self._core.no_padding()
         self._words = _Words.of(self._core)
@@ -172,6 +180,12 @@ class QuickTokenizer:
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         return self._core.token_to_id(token)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files as they lie with the base."""
+        for name in TOKENIZER_FILES:
+            if (self._folder / name).exists():
+                shutil.copyfile(self._folder / name, Path(folder) / name)
 
     def __len__(self) -> int:
         return self._core.get_vocab_size()

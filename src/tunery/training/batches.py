@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from tunery.config import TrainSpec
 from tunery.data.augment import Swapper
 from tunery.data.template import Row, Template
-from tunery.tasks import Task
-from tunery.training.packing import Group, Pack, Unit, build_pack, make_packs, unit_tokens
-from tunery.training.plan import template_of
-from tunery.types import Example
+from tunery.training.packing import Pack, build_pack, make_packs, unit_tokens
+from tunery.training.plan import Job, template_of
+from tunery.training.prefixes import Group
+from tunery.training.units import Unit
 
 BLOCK = 128  # FlexAttention's
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a worker needs; picklable."""
-
-    spec: TrainSpec  # resolved
-    units: Sequence[Unit]  # one row each, or the answers to one prompt
-    groups: Sequence[Group]  # which units share a prefix
-    eval_units: Sequence[Unit] = ()
-    eval_groups: Sequence[Group] = ()
-    examples: Sequence[Example] = ()  # those of `units`, where augmentation works on their text
-    resume_from: str | None = None
-    evaluations: Sequence[Mapping[str, Any]] = ()  # log rows of those before that checkpoint
-    task: Task | None = None  # where evaluations shall score answers
-    reward_model: Mapping[str, bytes] | None = None  # its files, where `spec` names it by another machine's folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from tunery.training.attention import ATTENTION
 from tunery.training.objectives import Supervised
-from tunery.training.packing import Pack, Unit, build_pack
+from tunery.training.packing import Pack, build_pack
 from tunery.training.sharding import like, whole
 from tunery.training.tuning import transformers_model
+from tunery.training.units import Unit
 
 # What rounding explains in any case: packed and unpacked sums run in another order, in another kernel.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from tunery.config import TrainSpec
 from tunery.errors import TrainError
-from tunery.training.batches import Batches, Job, Packer, epoch_order
+from tunery.training.batches import Batches, Packer, epoch_order
 from tunery.training.certificate import Certificate, certify
 from tunery.training.checkpoint import Files, files_of, read_checkpoint, unpack, write_checkpoint
 from tunery.training.model import (
@@ -35,11 +35,13 @@ from tunery.training.model import (
 )
 from tunery.training.objectives import Objective, objective_of, reference_units
 from tunery.training.optimizer import build_optimizer, lr_factor
-from tunery.training.packing import Group, Pack, Unit
-from tunery.training.plan import base_of
+from tunery.training.packing import Pack
+from tunery.training.plan import Job, base_of, total_steps
+from tunery.training.prefixes import Group
 from tunery.training.progress import Clock, Machine
 from tunery.training.sharding import in_step, least, share_of, whole
 from tunery.training.tuning import transformers_model
+from tunery.training.units import Unit
 from tunery.training.watching import Answers, Best, lowest_loss, out_of_memory_explained, row_losses
 
 CPU_PACK_TOKENS = 2048  # the padded batch of attention grows with it
@@ -58,13 +60,6 @@ class Hooks:
     offending: Callable[[list[dict[str, Any]]], None] = lambda rows: None
     stopping: Callable[[], bool] = lambda: False
     scratch: Path = field(default_factory=lambda: Path("."))
-
-
-def total_steps(spec: TrainSpec, rows: int) -> int:
-    """Optimizer steps of a resolved spec over `rows` rows."""
-    if spec.max_steps and spec.max_steps > 0:
-        return spec.max_steps
-    return math.ceil(math.ceil(rows / spec.batch_rows) * (spec.num_train_epochs or 1))
 
 
 def fit(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from tunery.config import TrainSpec
 from tunery.training.attention import register_attention
+from tunery.training.checks import check_device
 from tunery.training.lora import fuse
 from tunery.training.sharding import shard, wants_shards
-from tunery.training.tuning import attach_value_head, check_device, decoder_layers, transformers_model, tune
+from tunery.training.tuning import attach_value_head, decoder_layers, transformers_model, tune
 from tunery.versions import VALUE_HEAD
 
 COMPILED_PARAMETERS = 300_000_000  # of smaller models a whole training takes less than compiling their layers

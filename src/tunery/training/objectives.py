@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from tunery.config import TrainSpec
 from tunery.training.attention import view
 from tunery.training.batches import Packer
-from tunery.training.packing import Answer, Group, Pack, Unit, build_pack
+from tunery.training.packing import Pack, build_pack
+from tunery.training.prefixes import Group
 from tunery.training.sampling import Judge
 from tunery.training.sharding import in_step
 from tunery.training.tuning import transformers_model
+from tunery.training.units import Answer, Unit
 
 
 class Objective(ABC):

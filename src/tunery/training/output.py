@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunery import storage
 from tunery.errors import TrainError
 from tunery.training.artifacts import Rows, write_offending, write_results
 from tunery.training.checkpoint import Checkpoints, Files, files_of, step_of
-from tunery.training.plan import Plan
+from tunery.training.checks import generates
+from tunery.training.plan import Job, Plan
 from tunery.training.trackers import reporting
 from tunery.versions import ADAPTER_FILES, VALUE_HEAD
-
-if TYPE_CHECKING:
-    from tunery.training.batches import Job
 
 Event = dict[str, Any]
 LOG = "trainer_log.jsonl"
@@ -62,9 +60,6 @@ def _reward_model(plan: Plan) -> Files | None:
 
 def job_of(plan: Plan, evaluations: Rows, *, gpu: bool) -> Job:
     """What the loop needs of a plan, on workers with a GPU or without; `evaluations` are those done already."""
-    from tunery.training.batches import Job
-    from tunery.training.watching import generates
-
     return Job(
         spec=plan.spec,
         units=plan.units,

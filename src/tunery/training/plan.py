@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tunery import versions
-from tunery.bases import Base, QuickTokenizer, check_base, find_base, load_tokenizer, remote_code
+from tunery.bases import Base, QuickTokenizer, bundled_path, check_base, find_base, load_tokenizer, remote_code
 from tunery.config import TrainSpec, resolve_train
 from tunery.data import load
-from tunery.data.template import Row, Template
+from tunery.data.template import Row, Template, quick_template
 from tunery.errors import ConfigError, ModelError
 from tunery.tasks import Task, check_fit, infer_task, task_by_name
+from tunery.training.checks import check_schedule, check_stage, check_tuning, check_watching
+from tunery.training.prefixes import Group, prefix_groups
+from tunery.training.trackers import trackers_of
+from tunery.training.units import Unit, encode
 from tunery.types import Dataset, Example
-
-if TYPE_CHECKING:
-    from tunery.training.packing import Group, Unit
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,6 @@ class Plan:
 
     def describe(self) -> dict[str, object]:
         """What `--dry-run` prints: sizes, and the cost that sharing the prefix saves."""
-        from tunery.training.loop import total_steps
-
         lengths = [len(row) for row in self.rows]
         return {
             "stage": self.spec.stage,
@@ -62,16 +63,32 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs; picklable."""
+
+    spec: TrainSpec  # resolved
+    units: Sequence[Unit]  # one row each, or the answers to one prompt
+    groups: Sequence[Group]  # which units share a prefix
+    eval_units: Sequence[Unit] = ()
+    eval_groups: Sequence[Group] = ()
+    examples: Sequence[Example] = ()  # those of `units`, where augmentation works on their text
+    resume_from: str | None = None
+    evaluations: Sequence[Mapping[str, Any]] = ()  # log rows of those before that checkpoint
+    task: Task | None = None  # where evaluations shall score answers
+    reward_model: Mapping[str, bytes] | None = None  # its files, where `spec` names it by another machine's folder
+
+
+def total_steps(spec: TrainSpec, rows: int) -> int:
+    """Optimizer steps of a resolved spec over `rows` rows."""
+    if spec.max_steps and spec.max_steps > 0:
+        return spec.max_steps
+    return math.ceil(math.ceil(rows / spec.batch_rows) * (spec.num_train_epochs or 1))
+
+
 def prepare(spec: TrainSpec, home: Path = Path(".")) -> Plan:
     """Load, encode and check. Raises ConfigError, DataError, ModelError or, for a `reward_model` that the registry in
     `home` does not have, RunError; nothing heavy has started then."""
-    from tunery.training.optimizer import lr_factor
-    from tunery.training.packing import prefix_groups
-    from tunery.training.trackers import trackers_of
-    from tunery.training.tuning import check_tuning
-    from tunery.training.units import check_stage, encode
-    from tunery.training.watching import check
-
     spec = resolve_train(spec)
     if not spec.dataset:
         raise ConfigError("no training dataset", hint="name one of dataset_info.json with train.dataset")
@@ -82,7 +99,7 @@ def prepare(spec: TrainSpec, home: Path = Path(".")) -> Plan:
     check_stage(spec)
     trackers_of(spec.report_to)
     notes = check_tuning(spec)
-    lr_factor(spec, 1)
+    check_schedule(spec)
     base, template = _base(spec, notes)
     judge = _reward_model(spec.reward_model, home, base, template) if spec.reward_model else None
     writer = _writer(template, base)
@@ -93,7 +110,7 @@ def prepare(spec: TrainSpec, home: Path = Path(".")) -> Plan:
 
     train, examples, units = encoded(spec.dataset)
     eval_units = encoded(spec.eval_dataset)[2] if spec.eval_dataset else []
-    check(spec, len(eval_units))
+    check_watching(spec, len(eval_units))
     _check_batches(spec, len(units), notes)
     longest = max(len(row) for unit in (*units, *eval_units) for row in unit)
     if spec.samples:  # sampled answers may be longer than the written ones
@@ -124,7 +141,10 @@ def template_of(spec: TrainSpec) -> Template:
 
 def _base(spec: TrainSpec, notes: list[str]) -> tuple[Base, Template]:
     """The base and the template on its tokenizer, what of them can run code being said."""
-    base, template = base_of(spec), template_of(spec)
+    base = base_of(spec)
+    if base.path == bundled_path() and spec.stage != "pt":  # it is sound, and seconds of imports need not show it
+        return base, quick_template(base, spec.template or "auto")
+    template = template_of(spec)
     check_base(base, template.tokenizer, trust_remote_code=spec.trust_remote_code)
     if spec.trust_remote_code and (files := remote_code(base)):
         notes.append(f"trust_remote_code: Python code that came with the base runs: {', '.join(files)}")

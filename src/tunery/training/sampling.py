@@ -13,10 +13,10 @@ from tunery.config import TrainSpec
 from tunery.data.template import Row
 from tunery.tasks import Task, task_by_name
 from tunery.tasks.score import score_row
-from tunery.training.packing import Answer
 from tunery.training.plan import template_of
 from tunery.training.sharding import is_sharded
 from tunery.training.tuning import transformers_model
+from tunery.training.units import Answer, until
 
 SAMPLED_BYTES = 1 << 30  # of keys and values at once
 SAMPLED_TOKENS = 1 << 17  # whose activations are there at once
@@ -142,9 +142,3 @@ def _cache(model: Any, ids: Tensor, mask: Tensor, count: int) -> Any:
         )  # fmt: skip
         cache.batch_repeat_interleave(count)
     return cache
-
-
-def until(ids: list[int], stop: Sequence[int]) -> list[int]:
-    """`ids` up to the first token that ends an answer, or all of them."""
-    end = next((at for at, token in enumerate(ids) if token in stop), len(ids) - 1)
-    return ids[: end + 1]

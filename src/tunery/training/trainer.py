@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, cast
 from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
 from tunery.training.checkpoint import Files
+from tunery.training.checks import check_device
 from tunery.training.output import Event, Trained, job_of, opened
 from tunery.training.plan import Plan
 from tunery.training.trackers import ray_gauges
 
 if TYPE_CHECKING:
-    from tunery.training.batches import Job
+    from tunery.training.plan import Job
 
 # Threads that spin at barriers gain little on an idle machine and lose most of the time on a busy one.
 CPU_ENV = {"OMP_WAIT_POLICY": "passive"}
@@ -49,14 +50,12 @@ def train(
     import ray
     from ray.exceptions import RayError
 
-    from tunery.training.tuning import check_device
-
     resources = _worker_resources(plan.spec)
     check_device(plan.spec, bool(resources.get("GPU")))
     _check_resources(plan.spec, resources)
     with opened(plan, output, run, on_event, resume=resume) as folder:
-        job = job_of(plan, folder.evaluations, gpu=bool(resources.get("GPU")))
         here: Any = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+        job = job_of(plan, folder.evaluations, gpu=bool(resources.get("GPU")))
         mailbox: Any = ray.remote(**here)(Mailbox).remote(folder.start, folder.files, folder.evaluations)
         # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
         config = {"job": [ray.put(job)], "mailbox": mailbox, "run": run, "resources": resources}
@@ -123,17 +122,19 @@ class Mailbox:
 
 
 def _run_ray_train(spec: TrainSpec, config: dict[str, Any]) -> None:
-    """One `TorchTrainer.fit`. The Job's reference is in a list, so that Ray passes it on unresolved."""
+    """One `fit` of Ray Train. The Job's reference is in a list, so that Ray passes it on unresolved."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from tunery.training.processes import Processes
 
     gpu = bool(config["resources"].get("GPU"))
     with tempfile.TemporaryDirectory(prefix="tunery-ray-train-") as storage:  # for Ray Train's own notes
-        TorchTrainer(
+        DataParallelTrainer(
             _worker,
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            backend_config=Processes(),
             scaling_config=ScalingConfig(
                 num_workers=spec.ray_num_workers,
                 use_gpu=gpu,
@@ -155,6 +156,7 @@ def _worker(config: dict[str, Any]) -> None:
     from ray.train import collective, get_context
 
     from tunery.training.loop import work
+    from tunery.training.processes import joined
 
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -174,7 +176,8 @@ def _worker(config: dict[str, Any]) -> None:
             show(event)
 
     try:
-        work(replace(job, evaluations=evaluations), files, tell, rank, world, "cuda" if gpu else "cpu")
+        with joined(gpu):
+            work(replace(job, evaluations=evaluations), files, tell, rank, world, "cuda" if gpu else "cpu")
     except TuneryError as exc:  # would come again; anything else may be the loss of another worker
         tell({"error": exc})
         raise

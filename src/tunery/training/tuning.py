@@ -7,115 +7,14 @@ LoRA of twice the rank: [A; A0] and [B, -B0], what was learnt less what it start
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunery.config import TrainSpec
-from tunery.engine.vllm import lora_ranks, unservable
-from tunery.errors import ConfigError, EngineError, ModelError
-
-_LORA_KEYS = (
-    "lora_dropout", "use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio", "additional_target",
-    "quantization_bit", "fp8",
-)  # fmt: skip
-_FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
-_EXCLUSIVE = (  # pairs that do not go together, and why
-    ("fp8", "quantization_bit", "both would hold the base in fewer bits"),
-    ("fp8", "lora_dropout", "fp8 is for LoRA layers without dropout"),
-    ("fp8", "use_dora", "DoRA needs the norms of the base's own weights"),
-    ("fp8", "reward_model", "the reward model computes with the base's own weights"),
-    ("fsdp", "fp8", "fp8 weights are not divided among workers"),
-    ("fsdp", "quantization_bit", "quantised weights are not divided among workers"),
-    ("fsdp", "pissa_init", "PiSSA changes the base, which is divided before a checkpoint is read"),
-    ("pissa_init", "fp8", "PiSSA starts from the base's own weights"),
-    ("pissa_init", "quantization_bit", "PiSSA starts from the base's own weights"),
-    ("pissa_init", "use_dora", "what they learn together is no plain LoRA, and fits no base but its own"),
-)
-_UNDIVIDED = {  # stages that do not go together with fsdp, and why
-    "grpo": "workers answer prompts of their own, out of step",
-    "ppo": "workers answer prompts of their own, out of step",
-    "rm": "the value head is not divided among workers",
-}
-
-
-def words(value: str | Iterable[str] | None) -> list[str]:
-    """Names from a list, or from a string with commas between them."""
-    names = value.split(",") if isinstance(value, str) else value or ()
-    return [name.strip() for name in names if name.strip()]
-
-
-def _highest_rank() -> int | None:
-    """What vLLM serves, or None on a machine that only trains."""
-    try:
-        return lora_ranks()[-1]
-    except EngineError:
-        return None
-
-
-def check_tuning(spec: TrainSpec) -> list[str]:
-    """What is worth saying about the tuning that `spec` asks for. Raises ConfigError for keys that do not fit."""
-    kind = spec.finetuning_type
-    alien = [key for key in _LORA_KEYS if kind != "lora" and getattr(spec, key)]
-    alien += [k for k in _FREEZE_KEYS if kind != "freeze" and getattr(spec, k) != TrainSpec.model_fields[k].default]
-    if alien:
-        fitting = "lora" if alien[0] in _LORA_KEYS else "freeze"
-        raise ConfigError(
-            f"finetuning_type: {kind} has no {', '.join(alien)}",
-            hint=f"leave it out, or use finetuning_type: {fitting}",
-        )
-    for one, other, why in _EXCLUSIVE:
-        if getattr(spec, one) and getattr(spec, other):
-            raise ConfigError(f"{one} and {other} do not go together: {why}", hint="choose one")
-    if spec.fsdp and (why := _UNDIVIDED.get(spec.stage)):
-        raise ConfigError(f"stage: {spec.stage} and fsdp do not go together: {why}", hint="leave fsdp out")
-    if spec.pissa_init and not spec.pissa_convert:
-        raise ConfigError(
-            "pissa_convert: false would leave an adapter that fits only a base changed by PiSSA",
-            hint="leave it out: the adapter is converted, and works on the base as it is",
-        )
-    if spec.quantization_bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"quantization_bit: {spec.quantization_bit} needs the package bitsandbytes, which is not installed",
-            hint="pip install bitsandbytes on the GPU machines, or leave quantization_bit out",
-        )
-    return _notes(spec)
-
-
-def check_device(spec: TrainSpec, gpu: bool) -> None:
-    """Raises ConfigError for what a worker without a GPU cannot do."""
-    if spec.quantization_bit and not gpu:
-        raise ConfigError(
-            f"quantization_bit: {spec.quantization_bit} needs a GPU, and the workers have none",
-            hint="leave quantization_bit out",
-        )
-
-
-def _notes(spec: TrainSpec) -> list[str]:
-    notes = []
-    if spec.lr_scheduler_type == "constant" and (spec.warmup_steps or spec.warmup_ratio):
-        notes.append("lr_scheduler_type: constant has no warmup; constant_with_warmup has")
-    if spec.fsdp and spec.workers[1] == 1:
-        notes.append("fsdp: with one worker there is nobody to share the weights with")
-    if spec.finetuning_type != "lora":
-        return notes
-    why = unservable({"use_dora": spec.use_dora, "modules_to_save": words(spec.additional_target)})
-    rank = (spec.lora_rank or 8) * (2 if spec.pissa_init else 1)
-    if spec.pissa_init:
-        notes.append(f"pissa_init: the adapter is written as plain LoRA of rank {rank}, for the base as it is")
-    if why is None and (most := _highest_rank()) and rank > most:
-        why = f"vLLM takes ranks up to {most}"
-    if why:
-        notes.append(
-            f"{why}: eval, batch and serve will not take this adapter; `tunery models export --format merged` "
-            "makes a model of it"
-        )
-    if spec.quantization_bit:
-        notes.append(f"quantization_bit: trained on a {spec.quantization_bit}-bit base, served on the base as it is")
-    return notes
+from tunery.errors import ModelError
+from tunery.training.checks import words
 
 
 def tune(model: Any, spec: TrainSpec) -> Any:

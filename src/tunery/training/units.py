@@ -3,54 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from tunery.bases import Base
 from tunery.config import TrainSpec
 from tunery.data.template import Row, Template
 from tunery.errors import ConfigError, DataError
-from tunery.training.packing import Answer, Unit
-from tunery.training.sampling import until
 from tunery.types import Dataset, Example
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Row):
+    """A row whose target is judged, not imitated."""
+
+    worth: float = 0.0  # what the target counts: 1 wanted, -1 unwanted, 0 neither; in GRPO its advantage
+    reward: float = 0.0
+    reference: Tensor | None = field(default=None, compare=False)  # (len(target),) log-probabilities, reference model
+    sampled: Tensor | None = field(default=None, compare=False)  # (len(target), 4) what `Ppo` notes of each token
+
+
+Unit = Sequence[Row]  # one row, or rows with the same prompt
 Encoded = tuple[list[Example], list[Unit]]
-
-
-def check_stage(spec: TrainSpec) -> None:
-    """Raise ConfigError for settings that have no meaning in the spec's stage."""
-    if spec.stage != "sft":
-        for key in ("entity_swap", "train_on_prompt"):
-            if getattr(spec, key):
-                raise ConfigError(
-                    f"{key} has no meaning in stage: {spec.stage}", hint=f"it is for stage: sft; drop {key}"
-                )
-    if spec.dpo_label_smoothing and spec.preference != "sigmoid":
-        raise ConfigError("dpo_label_smoothing is for pref_loss: sigmoid alone", hint="drop one of the two")
-    if spec.samples and spec.max_loss_ratio:
-        raise ConfigError(
-            f"max_loss_ratio has no meaning in stage: {spec.stage}, whose loss may be 0 or less", hint="drop it"
-        )
-    plain = spec.finetuning_type == "lora" and not spec.pissa_init
-    if spec.samples and spec.beta and not plain:
-        raise ConfigError(
-            "beta compares with the untuned model, which is at hand only beneath plain LoRA",
-            hint="use finetuning_type: lora without pissa_init, or beta: 0",
-        )
-    if spec.reward_model and not plain:
-        raise ConfigError(
-            "reward_model shares its base with what is trained, so that has to stay as it is",
-            hint="use finetuning_type: lora without pissa_init, or reward: slot_f1, exact_match or parse_rate",
-        )
-    if spec.stage != "ppo" and spec.reward_model:
-        raise ConfigError(f"reward_model has no meaning in stage: {spec.stage}", hint="it is for stage: ppo; drop it")
-    if spec.stage == "ppo" and bool(spec.reward) == bool(spec.reward_model):
-        raise ConfigError(
-            "stage: ppo has two rewards" if spec.reward else "stage: ppo has no reward",
-            hint="name reward_model, a version of stage: rm; or a score of the task, reward: slot_f1, exact_match or "
-            "parse_rate",
-        )
-    if spec.stage == "kto" and not (spec.kto_chosen_weight or spec.kto_rejected_weight):
-        raise ConfigError("kto_chosen_weight and kto_rejected_weight are both 0", hint="raise one of them")
 
 
 def encode(
@@ -226,3 +203,9 @@ def _check_room(units: Sequence[Unit], spec: TrainSpec, base: Base) -> None:
             f"{base.context} tokens this base reads",
             hint="lower max_completion_length, or drop long rows with cutoff_len and overlong: drop",
         )
+
+
+def until(ids: list[int], stop: Sequence[int]) -> list[int]:
+    """`ids` up to the first token that ends an answer, or all of them."""
+    end = next((at for at, token in enumerate(ids) if token in stop), len(ids) - 1)
+    return ids[: end + 1]

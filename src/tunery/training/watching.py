@@ -13,18 +13,18 @@ import torch.distributed as dist
 from torch import nn
 
 from tunery.config import TrainSpec, nearest
-from tunery.errors import ConfigError, TrainError
+from tunery.errors import TrainError
 from tunery.tasks import score_rows
+from tunery.training.checks import GENERATED, metric_name, tracks_best
 from tunery.training.objectives import Objective, Supervised
-from tunery.training.packing import Unit, build_pack
+from tunery.training.packing import build_pack
 from tunery.training.plan import template_of
 from tunery.training.sampling import Sampling, sample
 from tunery.training.sharding import in_step, wants_shards
+from tunery.training.units import Unit
 
 if TYPE_CHECKING:
-    from tunery.training.batches import Job
-
-GENERATED = ("exact_match", "slot_f1", "parse_rate")
+    from tunery.training.plan import Job
 
 
 class Answers:
@@ -100,41 +100,6 @@ class Best:
     def row(self) -> dict[str, Any]:
         """For the log, in the words of transformers' trainer_state.json; nothing where nobody asked."""
         return {"best_global_step": self.step, "best_metric": self.value} if tracks_best(self.spec) else {}
-
-
-def metric_name(spec: TrainSpec) -> str:
-    """`metric_for_best_model` with its "eval_"; the loss by default."""
-    return "eval_" + (spec.metric_for_best_model or "loss").removeprefix("eval_")
-
-
-def tracks_best(spec: TrainSpec) -> bool:
-    """Whether the best evaluation has a meaning for this run."""
-    return spec.load_best_model_at_end or spec.early_stopping_patience is not None or bool(spec.metric_for_best_model)
-
-
-def generates(spec: TrainSpec, gpu: bool) -> bool:
-    """Whether evaluations answer rows: as asked for, else on a GPU and where the best is chosen by it."""
-    if spec.stage in ("pt", "rm"):  # texts have no answers, and a reward model writes none
-        return False
-    needed = metric_name(spec).removeprefix("eval_") in GENERATED
-    return spec.predict_with_generate if spec.predict_with_generate is not None else gpu or needed
-
-
-def check(spec: TrainSpec, eval_rows: int) -> None:
-    """Raises ConfigError for settings that would be seen to contradict each other only once the run evaluates."""
-    if not tracks_best(spec):
-        return
-    if spec.eval_strategy == "no" or not eval_rows:
-        raise ConfigError(
-            "load_best_model_at_end, metric_for_best_model and early_stopping_patience need evaluations",
-            hint="set eval_dataset, and eval_strategy: epoch or steps",
-        )
-    name = metric_name(spec).removeprefix("eval_")
-    if spec.predict_with_generate is False and name in GENERATED:
-        raise ConfigError(f'"{name}" is known only with predict_with_generate', hint="set predict_with_generate: true")
-    known = ("loss", *GENERATED)
-    if spec.stage == "sft" and name not in known:
-        raise ConfigError(f'no metric "{name}" to choose the best model by', hint=f"one of: {', '.join(known)}")
 
 
 def lowest_loss(spec: TrainSpec, step: int, loss: float, lowest: float) -> float:
