@@ -27,6 +27,9 @@ def register() -> None:
     from vllm.v1.engine.core_client import EngineCoreClient
 
     if current_platform.is_cpu():
+        import torch
+
+        torch.cpu._init_amx()  # Linux has to be asked before; vLLM's attention takes it as granted, and dies of SIGILL
         platform: Any = type(current_platform)
         platform.get_punica_wrapper = classmethod(lambda cls: "tunery.engine.lora.GroupedLora")
 
