@@ -81,12 +81,8 @@ def _end(family: list[psutil.Process]) -> None:
 def _start(num_cpus: int | None, dashboard: bool) -> None:
     import ray
 
-    for name, value in {
-        "RAY_worker_niceness": "0",  # the workers are what matters here, not who waits for them
-        "RAY_idle_worker_killing_time_threshold_ms": "20000",  # a new process takes a second of a core to start
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for clouds taking machines back
-    }.items():
-        os.environ.setdefault(name, value)
+    # One process less: nobody takes this machine back, as clouds do.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     memory = psutil.virtual_memory()
     try:
         ray.init(
