@@ -197,9 +197,10 @@ def engine_env(kwargs: Mapping[str, Any], *, engines: int = 1) -> dict[str, str]
             "OMP_NUM_THREADS": str(max(1, cores // engines)),
             # Threads that spin at barriers are fastest alone on a machine and ruinous on a shared one.
             "OMP_WAIT_POLICY": "passive",
-            # oneDNN keeps a program for each shape of a product; with many adapters shapes never end, and at its own
-            # limit of 1,024 programs take 0.7 GB.
-            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"),
+            # oneDNN keeps a program for each shape of a product, and with many adapters shapes never end; 64 programs,
+            # and as many in PyTorch's cache over it, keep memory flat, 128 did not.
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
+            "LRU_CACHE_CAPACITY": os.environ.get("LRU_CACHE_CAPACITY", "64"),
             "CUDA_VISIBLE_DEVICES": "",
         }
         if kwargs.get("enforce_eager"):
