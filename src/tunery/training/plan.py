@@ -183,7 +183,8 @@ def _reward_model(name: str, home: Path, base: Base, template: Template) -> str:
 
 def _writer(template: Template, base: Base) -> Template:
     """The same template on the quicker tokenizer, where that gives the same ids."""
-    if template.name == "auto" or not (base.path / "tokenizer.json").exists():
+    known = template.name == "auto" or isinstance(template.tokenizer, QuickTokenizer)
+    if known or not (base.path / "tokenizer.json").exists():
         return template
     quick = Template(template.name, QuickTokenizer(base))
     return quick if quick.digest == template.digest else template

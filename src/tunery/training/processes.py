@@ -1,7 +1,7 @@
 """Ray Train's workers as one process group of PyTorch's.
 
 Ray's own TorchTrainer does the same, and imports PyTorch in the two processes beside the workers that only watch them:
-seconds of every start and 200 MB each.
+seconds of every start, and its memory twice.
 """
 
 from __future__ import annotations

@@ -13,18 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from tunery.config import TrainSpec
 from tunery.errors import ResourceError, TrainError, TuneryError
 from tunery.training.checkpoint import Files
 from tunery.training.checks import check_device
 from tunery.training.output import Event, Trained, job_of, opened
-from tunery.training.plan import Plan
+from tunery.training.plan import Job, Plan
 from tunery.training.trackers import ray_gauges
-
-if TYPE_CHECKING:
-    from tunery.training.plan import Job
 
 # Threads that spin at barriers gain little on an idle machine and lose most of the time on a busy one.
 CPU_ENV = {"OMP_WAIT_POLICY": "passive"}
@@ -54,8 +51,8 @@ def train(
     check_device(plan.spec, bool(resources.get("GPU")))
     _check_resources(plan.spec, resources)
     with opened(plan, output, run, on_event, resume=resume) as folder:
-        here: Any = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
         job = job_of(plan, folder.evaluations, gpu=bool(resources.get("GPU")))
+        here: Any = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
         mailbox: Any = ray.remote(**here)(Mailbox).remote(folder.start, folder.files, folder.evaluations)
         # In a process of its own: `fit` blocks, and a thread inside Ray cannot be left when the user presses Ctrl-C.
         config = {"job": [ray.put(job)], "mailbox": mailbox, "run": run, "resources": resources}

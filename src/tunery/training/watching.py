@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,10 @@ from tunery.tasks import score_rows
 from tunery.training.checks import GENERATED, metric_name, tracks_best
 from tunery.training.objectives import Objective, Supervised
 from tunery.training.packing import build_pack
-from tunery.training.plan import template_of
+from tunery.training.plan import Job, template_of
 from tunery.training.sampling import Sampling, sample
 from tunery.training.sharding import in_step, wants_shards
 from tunery.training.units import Unit
-
-if TYPE_CHECKING:
-    from tunery.training.plan import Job
 
 
 class Answers:
