@@ -160,9 +160,7 @@ def part_ray(args: Any) -> dict[str, Any]:
     tokens = Path(args.folder) / "tokens.jsonl"
     tokens.write_text("".join(json.dumps(row) + "\n" for row in rows))
     env = {
-        k: v
-        for k, v in engine_env(kwargs).items()
-        if k not in ("TUNERY_ENGINE_IN_PROCESS", "VLLM_ENABLE_V1_MULTIPROCESSING")
+        k: v for k, v in engine_env(kwargs).items() if k not in ("TUNERY_VLLM_PLUGIN", "VLLM_ENABLE_V1_MULTIPROCESSING")
     }
     config = vLLMEngineProcessorConfig(
         model_source=str(planned.setup.base), engine_kwargs=kwargs, batch_size=64, concurrency=1,

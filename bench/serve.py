@@ -1,10 +1,11 @@
 """The service beside vLLM's own OpenAI server and plain `ray.serve.llm`: same model, same engine settings, one run.
 
-    python bench/serve.py [--base FOLDER] [--only ours vllm ray] [--requests 8] [--tokens 32]
+    python bench/serve.py [--base FOLDER] [--only ours vllm ray] [--requests 3] [--rounds 5] [--tokens 32]
 
-Each server is a process of its own, started, measured and ended in turn; a client in another process keeps 1, 8 and 32
-requests under way. Every request has a prompt of its own and an answer of fixed length, decoded greedily. "stream"
-reads server-sent events, "whole" one JSON object. Prints a Markdown table with ratios to vLLM's server.
+The servers are processes of their own, started in turn; then a client in another process keeps 1, 8 and 32 requests
+under way at one server after the other, round after round, since the machine's speed may drift. Every request has a
+prompt of its own and an answer of fixed length, decoded greedily. "stream" reads server-sent events, "whole" one JSON
+object. Prints a Markdown table: medians over the rounds, with the medians of each round's ratio to vLLM's server.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-LEVELS = (1, 8, 32)
+LEVELS = ("stream 1", "stream 8", "stream 32", "whole 32")
+UNITS = {"tokens": "tokens/s", "requests": "requests/s", "p50": "first byte p50, ms", "p99": "p99, ms"}
 KWARGS = {"max_model_len": 1024, "max_num_seqs": 64, "enforce_eager": True}
 
 
@@ -57,7 +60,7 @@ def ray(args: argparse.Namespace) -> None:
     from ray import init, serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    init(num_cpus=4)  # what it asks for: its ingress and its engine do not fit on two
+    init(address="local", num_cpus=4)  # what it asks for: its ingress and its engine do not fit on two
 
     config = LLMConfig(
         model_loading_config={"model_id": Path(args.base).name, "model_source": args.base},
@@ -85,7 +88,7 @@ async def load(args: argparse.Namespace, at_once: int, stream: bool) -> dict[str
     import aiohttp
 
     url = f"http://127.0.0.1:{args.port}/v1/chat/completions"
-    numbers = iter(range(args.requests * (2 + at_once)))
+    numbers = iter(range(args.round << 16, (args.round << 16) + args.requests * (2 + at_once)))  # none twice
     waits: list[float] = []
 
     async def client(session: aiohttp.ClientSession) -> None:
@@ -115,37 +118,45 @@ async def load(args: argparse.Namespace, at_once: int, stream: bool) -> dict[str
     }
 
 
-async def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """All levels, after a warm-up."""
-    await load(args, 1, True)
-    found = {f"stream {n}": await load(args, n, True) for n in LEVELS}
-    return found | {f"whole {LEVELS[-1]}": await load(args, LEVELS[-1], False)}
+async def measure(args: argparse.Namespace) -> dict[str, float]:
+    """One level."""
+    how, at_once = args.level.split()
+    return await load(args, int(at_once), how == "stream")
 
 
-def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, measure it, end it."""
-    from tunery.engine.cluster import free_port
+class Server:
+    """A server that answers, until it is ended."""
 
-    with tempfile.TemporaryDirectory() as scratch, open(f"{scratch}/log", "w") as log:
+    def __init__(self, name: str, args: argparse.Namespace, scratch: str) -> None:
+        from tunery.engine.cluster import free_port
+
+        self.name, self._log = name, Path(scratch, "log")
         port = str(free_port("127.0.0.1", 0))
-        command = [sys.executable, __file__, "--base", args.base, "--port", port, "--scratch", scratch]
-        command += ["--requests", str(args.requests), "--tokens", str(args.tokens)]
+        self._command = [sys.executable, __file__, "--base", args.base, "--port", port, "--scratch", scratch]
+        self._command += ["--requests", str(args.requests), "--tokens", str(args.tokens)]
         began = time.time()
-        server = subprocess.Popen([*command, "--part", name], stdout=log, stderr=log, start_new_session=True)
-        try:
-            while not answers(args, port):
-                if server.poll() is not None or time.time() - began > 400:
-                    raise RuntimeError(f"it did not start:\n{Path(f'{scratch}/log').read_text()[-1500:]}")
-                time.sleep(0.2)
-            ready = time.time() - began
-            done = subprocess.run([*command, "--part", "client"], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-1500:])
-            return {"ready": ready, **json.loads(done.stdout.splitlines()[-1])}
-        finally:
-            server.terminate()
-            server.wait(60)
-            time.sleep(3)
+        with self._log.open("w") as log:
+            command = [*self._command, "--part", name]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        while not answers(args, port):
+            if self._process.poll() is not None or time.time() - began > 400:
+                self.end()
+                raise RuntimeError(f"it did not start:\n{self._log.read_text()[-1500:]}")
+            time.sleep(0.2)
+        self.ready = time.time() - began
+
+    def measure(self, level: str, number: int) -> dict[str, float]:
+        """What a client finds."""
+        command = [*self._command, "--part", "client", "--level", level, "--round", str(number)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-1500:])
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def end(self) -> None:
+        """SIGTERM, and wait."""
+        self._process.terminate()
+        self._process.wait(60)
 
 
 def answers(args: argparse.Namespace, port: str) -> bool:
@@ -167,45 +178,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=str(bundled_path()))
     parser.add_argument("--only", nargs="+", default=["vllm", "ours", "ray"])
-    parser.add_argument("--requests", type=int, default=8, help="of each client")
+    parser.add_argument("--requests", type=int, default=3, help="of each client and round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
-    for hidden in ("--part", "--scratch"):
+    for hidden in ("--part", "--scratch", "--level"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    for hidden in ("--port", "--round"):
+        parser.add_argument(hidden, type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part == "client":
         print(json.dumps(asyncio.run(measure(args))))
-        return
-    if args.part:
+    elif args.part:
         {"ours": ours, "vllm": vllm, "ray": ray}[args.part](args)
-        return
-    found: dict[str, Any] = {}
-    for name in args.only:
-        try:
-            found[name] = run(name, args)
-        except RuntimeError as error:  # the others' figures are worth having
-            print(f"{name}: {error}", file=sys.stderr)
-    if not found:
-        raise SystemExit(1)
-    names = list(found)
-    first = found[names[0]]
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            compare(args, Path(scratch))
+
+
+def compare(args: argparse.Namespace, scratch: Path) -> None:
+    """Start the servers, measure them by turns, print the table."""
+    servers: list[Server] = []
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    try:
+        for name in args.only:
+            (scratch / name).mkdir()
+            servers.append(Server(name, args, str(scratch / name)))
+            servers[-1].measure("stream 1", 0)
+            print(f"{name}: ready in {servers[-1].ready:.1f} s", file=sys.stderr, flush=True)
+        for number in range(1, 1 + args.rounds):
+            for i, level in enumerate(LEVELS):
+                for server in servers:
+                    result = server.measure(level, number * len(LEVELS) + i)
+                    found.setdefault(level, {}).setdefault(server.name, []).append(result)
+                    print(
+                        f"{number} {level} {server.name}: {result['tokens']:.0f} tokens/s", file=sys.stderr, flush=True
+                    )
+    finally:
+        for server in servers:
+            server.end()
+    names = [server.name for server in servers]
     print(f"| | {' | '.join(names)} | {' | '.join(f'{n} / {names[0]}' for n in names[1:])} |")
-    print("| --- |" + " --- |" * (2 * len(found) - 1))
-    print(row("ready, s", [f["ready"] for f in found.values()], first["ready"]))
-    for level in first:
-        if level != "ready":
-            for part, unit in (
-                ("tokens", "tokens/s"),
-                ("requests", "requests/s"),
-                ("p50", "first byte p50, ms"),
-                ("p99", "p99, ms"),
-            ):
-                print(row(f"{level}: {unit}", [f[level][part] for f in found.values()], first[level][part]))
+    print("| --- |" + " --- |" * (2 * len(names) - 1))
+    print(row("ready, s", [[server.ready] for server in servers]))
+    for level, by_name in found.items():
+        for part, unit in UNITS.items():
+            print(row(f"{level}: {unit}", [[result[part] for result in by_name[n]] for n in names]))
 
 
-def row(name: str, values: list[float], first: float) -> str:
-    """A line of the table."""
-    cells = [f"{v:,.1f}" for v in values] + [f"{v / first:.2f} x" for v in values[1:]]
+def row(name: str, values: list[list[float]]) -> str:
+    """A line of the table, of each server's values by round."""
+    cells = [f"{median(v):,.1f}" for v in values]
+    cells += [f"{median(a / b for a, b in zip(v, values[0], strict=True)):.2f} x" for v in values[1:]]
     return f"| {name} | {' | '.join(cells)} |"
 
 

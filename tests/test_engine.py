@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -188,85 +189,84 @@ def test_an_engine_that_does_not_start_says_why_in_one_line(ray_session, tiny_ba
     assert "did not start" in (tmp_path / "engine.log").read_text()
 
 
-# -- the core in a thread --
+# -- the core in a process of its own --
 
 
-def test_the_core_runs_in_a_thread_of_its_caller(ray_session, tiny_base, tiny_adapter):
-    """In a process of its own, since vLLM leaves traces in the process it runs in."""
+def test_the_core_is_forked_and_ends_with_its_parent(ray_session, tiny_base, tiny_adapter):
+    """In an actor, as in the service; and since vLLM leaves traces in the process it runs in."""
+    import psutil
     import ray
+    from ray.exceptions import RayActorError
 
     kwargs = engine_kwargs(tiny_base, [Adapter("names@1", tiny_adapter, 8)], {"max_num_seqs": 8})
 
     @ray.remote(num_cpus=1, runtime_env={"env_vars": engine_env({})})
-    def scenario() -> dict[str, Any]:
-        import asyncio
+    class Host:
+        def start(self) -> int:
+            """The process of the core."""
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-        import psutil
-        from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
-        from vllm.lora.request import LoRARequest
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.engine.exceptions import EngineDeadError
+            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(tiny_base), **kwargs))
+            (core,) = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+            return core.pid
 
-        async def run() -> dict[str, Any]:
-            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(tiny_base), **kwargs))
-            client: Any = engine.engine_core
-            seen: dict[str, Any] = {"client": type(client).__name__}
+        async def pid(self) -> int:
+            return os.getpid()
+
+        async def ask(self, name: str, max_tokens: int = 8, lora: Any = None) -> list[int]:
+            from vllm import SamplingParams, TokensPrompt
+
+            params = SamplingParams(max_tokens=max_tokens, **GREEDY)
+            prompt, tokens = TokensPrompt(prompt_token_ids=[3, 4, 5]), []
+            async for output in self.engine.generate(prompt, params, name, lora_request=lora):
+                tokens = list(output.outputs[0].token_ids)
+            return tokens
+
+        async def work(self) -> dict[str, Any]:
+            import asyncio
+
+            from vllm.lora.request import LoRARequest
 
             lora = LoRARequest("names@1", 7, str(tiny_adapter))
-
-            async def ask(name: str, max_tokens: int = 8, lora: Any = None) -> list[int]:
-                params = SamplingParams(max_tokens=max_tokens, **GREEDY)
-                prompt, tokens = TokensPrompt(prompt_token_ids=[3, 4, 5]), []
-                async for output in engine.generate(prompt, params, name, lora_request=lora):
-                    tokens = list(output.outputs[0].token_ids)
-                return tokens
-
-            seen["alone"] = await ask("alone")
-            seen["together"] = await asyncio.gather(*(ask(f"together-{i}") for i in range(20)))
-            seen["children"] = [child.name() for child in psutil.Process().children(recursive=True)]
-
-            left = asyncio.create_task(ask("left", 2000))
+            seen: dict[str, Any] = {"alone": await self.ask("alone")}
+            seen["together"] = await asyncio.gather(*(self.ask(f"together-{i}") for i in range(20)))
+            left = asyncio.create_task(self.ask("left", 2000))
             await asyncio.sleep(0.2)
             left.cancel()
             await asyncio.gather(left, return_exceptions=True)
-            await ask("after an abort")
-            seen["unfinished"] = client._core.scheduler.get_num_unfinished_requests()
-
-            seen["tuned"] = await ask("tuned", lora=lora)
-            turns = [lora, None, lora, None, None]
-            seen["mixed"] = await asyncio.gather(*(ask(f"mixed-{i}", lora=x) for i, x in enumerate(turns)))
-            await engine.remove_lora(7)
-
-            seen["added"] = await engine.add_lora(lora)
-            seen["loras"] = await engine.list_loras()
-            seen["removed"] = await engine.remove_lora(7)
-            seen["reset"] = await engine.reset_prefix_cache()
-            try:
-                await engine.collective_rpc("no_such_method")
-            except Exception as error:
-                seen["refused"] = str(error)
-
-            def explode() -> None:
-                raise RuntimeError("a step has failed")
-
-            client._core.step_fn = explode
-            for attempt in ("dying", "dead"):
-                try:
-                    await asyncio.wait_for(ask(attempt), timeout=30)
-                except EngineDeadError:
-                    seen[attempt] = engine.errored
-            engine.shutdown()
-            seen["thread"] = client._thread.is_alive()
+            seen["tuned"] = await self.ask("tuned", lora=lora)
+            turns = [lora, None, lora, None, None] * 4  # groups that are filled up, and of eight
+            seen["mixed"] = await asyncio.gather(*(self.ask(f"mixed-{i}", lora=x) for i, x in enumerate(turns)))
+            await self.engine.remove_lora(7)
+            seen["added"] = await self.engine.add_lora(lora)
+            seen["loras"] = await self.engine.list_loras()
             return seen
 
-        return asyncio.run(run())
+        async def ask_the_dead(self) -> bool:
+            from vllm.v1.engine.exceptions import EngineDeadError
 
-    seen: dict[str, Any] = ray.get(scenario.remote(), timeout=300)
-    assert seen["client"] == "ThreadCoreClient" and seen["children"] == []
+            try:
+                await self.ask("dead")
+            except EngineDeadError:
+                return self.engine.errored
+            return False
+
+    host: Any = Host.remote()
+    core: Any = ray.get(host.start.remote(), timeout=300)
+    seen: dict[str, Any] = ray.get(host.work.remote(), timeout=300)
     assert len(seen["alone"]) == 8 and seen["together"] == [seen["alone"]] * 20
-    assert seen["unfinished"] == 0
     base, tuned = seen["alone"], seen["tuned"]
-    assert base != tuned and seen["mixed"] == [tuned, base, tuned, base, base]
-    assert (seen["added"], set(seen["loras"]), seen["removed"], seen["reset"]) == (True, {7}, True, True)
-    assert "no_such_method" in seen["refused"]
-    assert seen["dying"] is True and seen["dead"] is True and seen["thread"] is False
+    assert base != tuned and seen["mixed"] == [tuned, base, tuned, base, base] * 4
+    assert seen["added"] is True and set(seen["loras"]) == {7}
+
+    os.kill(core, signal.SIGKILL)
+    assert ray.get(host.ask_the_dead.remote(), timeout=60)
+
+    core = psutil.Process(ray.get(host.start.remote(), timeout=300))
+    assert core.cmdline()[0] == "VLLM::EngineCore"
+    parent: Any = host.pid.remote()
+    os.kill(ray.get(parent), signal.SIGKILL)
+    core.wait(timeout=30)
+    with pytest.raises(RayActorError):  # for Ray too: the core holds none of its connections
+        ray.get(host.pid.remote(), timeout=30)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,7 @@ import httpx
 import openai
 import pytest
 from making import make_version
-from serving.asking import ask, processes, project, samples, wait_for
+from serving.asking import ask, project, samples, wait_for
 
 import tunery
 from tunery.bases import find_base
@@ -78,30 +76,6 @@ def test_an_update_under_load_fails_no_request(ray_session, tiny_base, tmp_path)
         stop(port)
     assert len(statuses) > 50
     assert set(statuses) == {200}
-
-
-@pytest.mark.long
-def test_requests_of_an_engine_that_dies_are_asked_again(ray_session, tiny_base, tmp_path, monkeypatch):
-    """As on a GPU, each engine has a process of its own here, and its replica outlives it, for a while."""
-    monkeypatch.setenv("TUNERY_ENGINE_IN_PROCESS", "0")
-    make_version(tmp_path, tiny_base, "bikeshop@1")
-    engine = {"engine_kwargs": {"dtype": "float32", "max_num_seqs": 8}}
-    spec = project(tmp_path, find_base(str(tiny_base)), replicas=2, engine=engine)
-    with (
-        tunery.serve(spec) as service,
-        openai.OpenAI(base_url=service.url, api_key="unused", max_retries=0, timeout=120) as client,
-        ThreadPoolExecutor(16) as pool,
-    ):
-        expected = ask(client, "bikeshop", max_tokens=40).choices[0].token_ids
-        asked = [pool.submit(ask, client, "bikeshop", max_tokens=40, seed=i) for i in range(80)]
-        wait_for(lambda: sum(f.done() for f in asked) > 8)
-        cores = processes("VLLM::EngineCore")
-        assert len(cores) == 2
-        os.kill(min(cores), signal.SIGKILL)
-        assert all(f.result().choices[0].token_ids == expected for f in asked)
-        wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [1], 60)
-        wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2], 240)
-        assert ask(client, "bikeshop", max_tokens=40).choices[0].token_ids == expected
 
 
 @pytest.mark.long

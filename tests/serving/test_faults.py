@@ -68,6 +68,21 @@ def test_a_killed_replica_costs_no_request(service, client):
     wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2], 90)
 
 
+def test_requests_of_an_engine_that_dies_are_asked_again(service, client):
+    """Its process dies, and its replica lives on until Serve replaces it."""
+    expected = ask(client, "bikeshop", max_tokens=40).choices[0].token_ids
+    cores = processes("VLLM::EngineCore")
+    assert len(cores) == 2
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(ask, client, "bikeshop", max_tokens=40, seed=i) for i in range(40)]
+        wait_for(lambda: sum(f.done() for f in asked) > 4)
+        os.kill(min(cores), signal.SIGKILL)
+        assert all(f.result().choices[0].token_ids == expected for f in asked)
+    wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [1], 60)
+    wait_for(lambda: [s.value for s in samples(service, "tunery_replicas")] == [2], 120)
+    assert ask(client, "bikeshop", max_tokens=40).choices[0].token_ids == expected
+
+
 def streamed(client) -> tuple[int, str]:
     """How many tokens a stream says that it had, and how it ended: its finish reason, or an error's message."""
     tokens, end = 0, "cut"

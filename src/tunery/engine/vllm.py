@@ -192,15 +192,11 @@ def engine_env(kwargs: Mapping[str, Any], *, engines: int = 1) -> dict[str, str]
     if on_cpu():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         env |= {
-            "TUNERY_ENGINE_IN_PROCESS": os.environ.get("TUNERY_ENGINE_IN_PROCESS", "1"),
+            "TUNERY_VLLM_PLUGIN": os.environ.get("TUNERY_VLLM_PLUGIN", "1"),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets the CPU platform keep the executor in this process
             "OMP_NUM_THREADS": str(max(1, cores // engines)),
             # Threads that spin at barriers are fastest alone on a machine and ruinous on a shared one.
             "OMP_WAIT_POLICY": "passive",
-            # oneDNN keeps a program for each shape of a product, and with many adapters shapes never end; 64 programs,
-            # and as many in PyTorch's cache over it, keep memory flat, 128 did not.
-            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
-            "LRU_CACHE_CAPACITY": os.environ.get("LRU_CACHE_CAPACITY", "64"),
             "CUDA_VISIBLE_DEVICES": "",
         }
         if kwargs.get("enforce_eager"):
