@@ -1,12 +1,12 @@
 """Batch inference beside vLLM's own `LLM.generate` on prompts held in memory and plain `ray.data.llm`, in one run.
 
-    python bench/batch.py VAL.jsonl TRAIN.jsonl [--rows 1000] [--only NAME ...]     peers and levers
+    python bench/batch.py VAL.jsonl TRAIN.jsonl [--rows 1000] [--rounds 3] [--only NAME ...]     peers and levers
     python bench/batch.py --echo 1000000                                            the pipeline alone, killed, resumed
 
 The bundled base answers the rows of VAL (repeated up to --rows), greedy, at most 64 tokens each; TRAIN teaches the
-grammar. Every measurement is a process of its own. "steady" is rows/s while the engine answers, "whole" the seconds of
-the process. With --echo the engine is replaced by one that repeats a fixed answer: what is left is reading, rendering,
-parsing and writing.
+grammar. Every measurement is a process of its own; the table has medians over the rounds. "steady" is rows/s while the
+engine answers, "whole" the seconds of the process. With --echo the engine is replaced by one that repeats a fixed
+answer: what is left is reading, rendering, parsing and writing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 TOKENS = 64
+SHOWN = ("steady", "first", "whole")
 INSTRUCTION_COLUMN = "instruction"
 # name -> (what it is, settings of the part)
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -262,25 +264,31 @@ def peers(args: argparse.Namespace, folder: Path) -> None:
         for i in range(args.rows):
             row = lines[i % len(lines)]
             file.write(json.dumps({"id": i, "instruction": row[INSTRUCTION_COLUMN], "input": row["input"]}) + "\n")
-    found = {}
-    for name in args.only or PARTS:
-        what, settings = PARTS[name]
-        began = time.time()
-        found[name] = ended(start(folder / name, rows, args.train, adapter=args.adapter, **settings), began)
-        print(f"{what}: {found[name]}", file=sys.stderr, flush=True)
-    print(f"{args.rows} rows\n\n| what | rows/s steady | first answer, s | whole, s | output tokens |")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number in range(args.rounds):
+        for name in args.only or PARTS:
+            what, settings = PARTS[name]
+            began = time.time()
+            part = start(folder / f"{name}-{number}", rows, args.train, adapter=args.adapter, **settings)
+            found.setdefault(name, []).append(ended(part, began))
+            print(f"{what}: {found[name][-1]}", file=sys.stderr, flush=True)
+    print(f"{args.rows} rows, {args.rounds} rounds\n")
+    print("| what | rows/s steady | first answer, s | whole, s | output tokens |")
     print("| --- | --- | --- | --- | --- |")
-    for name, m in found.items():
-        cells = [f"{m[k]:.1f}" if k in m else "" for k in ("steady", "first", "whole")]
-        print(f"| {PARTS[name][0]} | {' | '.join(cells)} | {m.get('tokens', m.get('failed'))} |")
+    for name, rounds in found.items():
+        cells = [f"{median(m[k] for m in rounds):.1f}" if all(k in m for m in rounds) else "" for k in SHOWN]
+        print(f"| {PARTS[name][0]} | {' | '.join(cells)} | {rounds[0].get('tokens', rounds[0].get('failed'))} |")
     for a, b, key in (
         ("ours-bare", "raw", "steady"), ("ours", "raw-grammar", "steady"), ("ours", "defaults", "steady"),
         ("ours", "ours-free", "steady"), ("ray", "ours-bare", "whole"), ("ours-ngram", "ours", "steady"),
         ("merged", "lora", "steady"), ("merged", "merged-free", "steady"), ("merged", "merged-bare", "steady"),
         ("merged-grammar", "merged-bare", "steady"),
     ):  # fmt: skip
-        if a in found and b in found and key in found[a] and key in found[b]:
-            print(f"{PARTS[a][0]} / {PARTS[b][0]}, {key}: {found[a][key] / found[b][key]:.2f}")
+        pairs = list(zip(found.get(a, []), found.get(b, []), strict=False))
+        if pairs and all(key in m for pair in pairs for m in pair):
+            ratios = [one[key] / other[key] for one, other in pairs]
+            each = ", ".join(f"{r:.2f}" for r in ratios)
+            print(f"{PARTS[a][0]} / {PARTS[b][0]}, {key}: {median(ratios):.2f} ({each})")
 
 
 def echo(args: argparse.Namespace, folder: Path) -> None:
@@ -318,6 +326,7 @@ def main() -> None:
     parser.add_argument("val", nargs="?")
     parser.add_argument("train", nargs="?")
     parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=1, help="of all parts, by turns: the machine's speed may drift")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--adapter", help="a version's folder for the parts with an adapter; else one is made up")
     parser.add_argument("--echo", type=int)

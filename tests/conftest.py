@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def viggo() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session(tmp_path_factory, s3_port):
+def ray_session(tmp_path_factory, s3_port, gs_port):
     """A local Ray for the whole suite."""
     from tunery.engine.cluster import connect
 
@@ -204,3 +205,39 @@ def s3(s3_port):
 def bucket(s3) -> str:
     """The address of a bucket in S3."""
     return s3.address
+
+
+@pytest.fixture(scope="session")
+def gs_port():
+    """Where `gs` is to listen, as with `s3_port`."""
+    from tunery.engine.cluster import free_port
+
+    port = free_port("127.0.0.1", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        patch.setenv("NO_GCE_CHECK", "true")  # no machine of Google's to ask for credentials
+        yield port
+
+
+@pytest.fixture(scope="session")
+def gs(gs_port):
+    """The address of a bucket of an emulated Google Cloud Storage, in a process of its own."""
+    name = "tunery-test"
+    command = [Path(sys.executable).with_name("gcp-storage-emulator"), "start", "--in-memory"]
+    command += ["--host=127.0.0.1", f"--port={gs_port}", f"--default-bucket={name}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", gs_port)).close()
+                break
+            except ConnectionError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield f"gs://{name}"
+        server.kill()
+
+
+@pytest.fixture(params=["bucket", "gs"])
+def store(request) -> str:
+    """The address of a bucket, in S3 and in Google Cloud Storage."""
+    return request.getfixturevalue(request.param)

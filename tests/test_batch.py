@@ -312,10 +312,10 @@ def test_another_setting_or_model_is_another_batch(models, spec, tmp_path):
     assert prepare(wider, **models).finished() is None  # goes on
 
 
-def test_a_remote_output_is_locked_by_a_sign_of_life(models, spec, bucket, tmp_path):
-    source = f"{bucket}/in/rows.jsonl"
+def test_a_remote_output_is_locked_by_a_sign_of_life(models, spec, store, tmp_path):
+    source = f"{store}/in/rows.jsonl"
     storage.write_atomic(source, "".join(json.dumps(row) + "\n" for row in rows_of(10)))
-    batch = prepare(spec(source, f"{bucket}/out/answers.jsonl"), **models)
+    batch = prepare(spec(source, f"{store}/out/answers.jsonl"), **models)
     sign = {"host": "elsewhere", "pid": 1, "at": time.time() - 30}
     storage.write_json_atomic(f"{batch.output.folder}/_tunery/lock.json", sign)
     with pytest.raises(RunError, match="in use by pid 1 on elsewhere"):
@@ -325,6 +325,18 @@ def test_a_remote_output_is_locked_by_a_sign_of_life(models, spec, bucket, tmp_p
     with batch.output.lock():
         assert storage.read_json(f"{batch.output.folder}/_tunery/lock.json")["pid"] == os.getpid()
     assert not storage.exists(f"{batch.output.folder}/_tunery/lock.json")
+
+
+def test_from_a_bucket_to_a_bucket(ray_session, models, spec, store):
+    source = f"{store}/rows/*.jsonl"
+    for i in range(3):
+        lines = "".join(json.dumps(row) + "\n" for row in rows_of(300)[100 * i :][:100])
+        storage.write_atomic(f"{store}/rows/{i}.jsonl", lines)
+    batch = prepare(spec(source, f"{store}/done/answers.jsonl", id_column="id"), **models)
+    result = perform(batch, silent, answer=echo())
+    lines = storage.read_bytes(result.output).decode().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(300))
+    assert prepare(batch.spec, **models).finished() is not None
 
 
 # -- input --

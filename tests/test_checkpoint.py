@@ -1,4 +1,4 @@
-"""Checkpoints in a folder and in S3 (moto's server): complete or not there, and never another training's."""
+"""Checkpoints in a folder, in S3 (moto's server) and in GCS (an emulator): complete or not there, and never another training's."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path: Path):
         other.fetch(str(tmp_path / "nowhere"))
 
 
-def test_a_mirror_has_all_and_gives_it_back(bucket: str, tmp_path: Path):
-    mirror = f"{bucket}/run"
+def test_a_mirror_has_all_and_gives_it_back(store: str, tmp_path: Path):
+    mirror = f"{store}/run"
     kept = Checkpoints(tmp_path / "here", mirror, ORIGIN)
     kept.check_writable()
     kept.write(4, FILES)
@@ -59,23 +59,23 @@ def test_a_mirror_has_all_and_gives_it_back(bucket: str, tmp_path: Path):
     assert json.loads(storage.read_bytes(f"{mirror}/checkpoint-12/{MANIFEST}"))["step"] == 12
 
 
-def test_only_the_newest_and_the_best_are_kept_in_both_places(bucket: str, tmp_path: Path):
-    kept = Checkpoints(tmp_path, f"{bucket}/few", ORIGIN)
+def test_only_the_newest_and_the_best_are_kept_in_both_places(store: str, tmp_path: Path):
+    kept = Checkpoints(tmp_path, f"{store}/few", ORIGIN)
     for step in (4, 8, 12, 16):
         kept.write(step, FILES)
         kept.keep(2, best=4)
     wanted = ["checkpoint-12", "checkpoint-16", "checkpoint-4"]
     assert sorted(p.name for p in tmp_path.iterdir()) == wanted
-    there = storage.list_files(f"{bucket}/few/*/*")
+    there = storage.list_files(f"{store}/few/*/*")
     assert [path.split("/")[-2] for path in there] == [name for name in wanted for _ in range(3)]
 
 
-def test_places_that_cannot_be_written_are_refused(bucket: str, tmp_path: Path):
+def test_places_that_cannot_be_written_are_refused(store: str, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="a file is where a folder should be"):
         Checkpoints(tmp_path / "file" / "x", None, ORIGIN).check_writable()
     with pytest.raises(StorageError, match="no-such-bucket"):
-        Checkpoints(tmp_path / "a", "s3://no-such-bucket/x", ORIGIN).check_writable()
+        Checkpoints(tmp_path / "a", f"{store[:2]}://no-such-bucket/x", ORIGIN).check_writable()
 
 
 def test_patience_ends(monkeypatch):

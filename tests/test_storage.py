@@ -1,4 +1,4 @@
-"""Files on this machine, over http, and in S3 (moto's server) behind the same functions."""
+"""Files on this machine, over http, and in S3 (moto's server) and GCS (an emulator) behind the same functions."""
 
 from __future__ import annotations
 
@@ -262,27 +262,27 @@ def test_a_killed_owner_frees_the_lock(tmp_path: Path):
 # --- object stores ---
 
 
-def test_s3_reads_writes_lists_and_copies(bucket: str, tmp_path: Path):
-    path = f"{bucket}/runs/1/status.json"
+def test_object_stores_read_write_list_and_copy(store: str, tmp_path: Path):
+    path = f"{store}/runs/1/status.json"
     assert not storage.exists(path)
     storage.write_json_atomic(path, {"state": "running"})
     storage.write_json_atomic(path, {"state": "succeeded"})
     assert storage.exists(path)
     assert storage.read_json(path) == {"state": "succeeded"}
-    assert storage.list_files(f"{bucket}/runs/1") == [path]
-    assert storage.list_files(f"{bucket}/runs/*/*.json") == [path]
+    assert storage.list_files(f"{store}/runs/1") == [path]
+    assert storage.list_files(f"{store}/runs/*/*.json") == [path]
 
     storage.write_atomic(tmp_path / "adapter" / "a.bin", b"abc")
-    assert storage.copy_tree(tmp_path / "adapter", f"{bucket}/adapter") == 3
+    assert storage.copy_tree(tmp_path / "adapter", f"{store}/adapter") == 3
     with pytest.raises(StorageError, match="already there"):
-        storage.copy_tree(tmp_path / "adapter", f"{bucket}/adapter")
-    assert storage.copy_tree(f"{bucket}/adapter", tmp_path / "back") == 3
+        storage.copy_tree(tmp_path / "adapter", f"{store}/adapter")
+    assert storage.copy_tree(f"{store}/adapter", tmp_path / "back") == 3
     assert (tmp_path / "back" / "a.bin").read_bytes() == b"abc"
 
     with pytest.raises(StorageError, match="does not exist"):
-        storage.read_bytes(f"{bucket}/none")
+        storage.read_bytes(f"{store}/none")
     with pytest.raises(StorageError, match="does not exist"):
-        storage.read_bytes("s3://no-such-bucket/none")
+        storage.read_bytes(f"{store[:2]}://no-such-bucket/none")
 
 
 def test_s3_without_credentials_or_network_says_so(tmp_path: Path):
