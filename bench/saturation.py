@@ -73,7 +73,7 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
 
 def memory(pid: int) -> dict[str, float]:
     """Unique set sizes in MB of the server's processes, by what they are."""
-    found: collections.Counter[str] = collections.Counter()
+    found: dict[str, float] = collections.defaultdict(float)
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
             title, size = " ".join(process.cmdline()), process.memory_full_info().uss / 1e6

@@ -20,7 +20,7 @@ SLEEPY = """
 import asyncio
 from ray import serve
 
-@serve.deployment
+@serve.deployment(ray_actor_options={"num_cpus": 0})
 class Sleepy:
     async def __call__(self, request):
         await asyncio.sleep(float(request.query_params["s"]))

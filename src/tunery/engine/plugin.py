@@ -13,6 +13,7 @@ devices or data-parallel ranks keeps vLLM's processes, as does any where there i
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import multiprocessing
 import os
@@ -96,6 +97,7 @@ def _leave(parent: int) -> None:
 
     Their numbers stay taken, since objects of the parent may still close them.
     """
+    gc.enable()  # the replica has it off while it starts
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
