@@ -1,4 +1,4 @@
-"""Checkpoints in a folder, in S3 (moto's server) and in GCS (an emulator): complete or not there, and never another training's."""
+"""Checkpoints in a folder, in S3 (moto's server) and in GCS (an emulator): complete or not there, and of one run."""
 
 from __future__ import annotations
 
