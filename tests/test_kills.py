@@ -114,6 +114,25 @@ def test_with_no_failures_allowed_a_killed_worker_ends_the_run_and_its_checkpoin
     assert (tmp_path / "checkpoint-4" / "manifest.json").exists()
 
 
+def test_a_training_that_is_left_gives_back_what_it_had_reserved(plan, tmp_path):
+    from ray.util import placement_group_table
+
+    def reserved():
+        return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+    before, meanwhile = reserved(), set()
+
+    def leave_at_six(event):
+        if event.get("current_steps") == 6:
+            meanwhile.update(reserved() - before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, tmp_path, on_event=leave_at_six)
+    assert len(meanwhile) == 1
+    assert reserved() == before
+
+
 TWO_NODES = """
 import json, sys
 from dataclasses import replace

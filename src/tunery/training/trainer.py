@@ -26,6 +26,7 @@ from tunery.training.trackers import ray_gauges
 # Threads that spin at barriers gain little on an idle machine and lose most of the time on a busy one.
 CPU_ENV = {"OMP_WAIT_POLICY": "passive"}
 POLL_SECONDS = 0.3
+END_SECONDS = 10.0  # for Ray Train to end its workers, which takes it half a second
 LOST_NODE_SECONDS = 120.0  # for a cluster to replace what a dead node had
 
 
@@ -68,7 +69,7 @@ def train(
         except RayError as exc:
             raise _translate(exc) from None
         finally:
-            ray.cancel(running, force=True)
+            _end(running)
             ray.kill(mailbox)
         return folder.finish()
 
@@ -146,6 +147,15 @@ def _run_ray_train(spec: TrainSpec, config: dict[str, Any]) -> None:
                 worker_runtime_env={} if gpu else {"env_vars": CPU_ENV},
             ),
         ).fit()
+
+
+def _end(running: Any) -> None:
+    """Stop `_run_ray_train` where it still runs, first by asking: killed, it would leave its placement group behind."""
+    import ray
+
+    ray.cancel(running)
+    if not ray.wait([running], timeout=END_SECONDS)[0]:
+        ray.cancel(running, force=True)
 
 
 def _worker(config: dict[str, Any]) -> None:
