@@ -184,6 +184,8 @@ def hear(event):
 batch = prepare(spec, models={"base": Model("base", base, "chatml", "text")}, default="base", adapters=[], log_dir=None)
 result = perform(batch, hear)
 print(json.dumps({"engines": len(seen), "nodes": len(nodes), "failed": result.failed}))
+ray.shutdown()
+cluster.shutdown()
 """
 
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,29 @@ class QuickTokenizer:
 _PLAIN = re.compile(r"[\n -~\u00a1-\u024f\u2010-\u2026\u20ac]*")
 
 
+def _plain(pattern: str) -> str:
+    """A tokenizer's expression for Python's `re`, which knows no Unicode categories; right for plain text alone.
+
+    Raises re.error for a property that is no category, such as a script.
+    """
+    letters = [c for c in map(chr, range(0x2100)) if _PLAIN.fullmatch(c)]
+    in_brackets = False
+
+    def rewritten(found: re.Match[str]) -> str:
+        nonlocal in_brackets
+        if found[0] in "[]":
+            in_brackets = found[0] == "["
+        category = found["category"]
+        if category is None:
+            return found[0]
+        if not re.fullmatch("[A-Z][a-z]?", category):
+            raise re.error(f"no category: {category}")
+        members = "".join(re.escape(c) for c in letters if unicodedata.category(c).startswith(category))
+        return members if in_brackets else f"[{members}]" if members else "(?!)"
+
+    return re.sub(r"\\p\{(?P<category>\w+)\}|\\.|[\[\]]", rewritten, pattern)
+
+
 class _Words(dict[str, list[int]]):
     """Ids of words, learnt as they come: BPE never joins what its pre-tokenizer splits, and most words come again.
 
@@ -206,8 +231,6 @@ class _Words(dict[str, list[int]]):
     @classmethod
     def of(cls, core: Any) -> _Words | None:
         """For a tokenizer that splits by one expression and works on bytes (GPT-2's kind), else None."""
-        import regex
-
         content = json.loads(core.to_str())
         steps = (content["pre_tokenizer"] or {}).get("pretokenizers", [])
         if (
@@ -222,8 +245,8 @@ class _Words(dict[str, list[int]]):
         ):
             return None
         try:
-            split = regex.compile(steps[0]["pattern"]["Regex"])
-        except (KeyError, regex.error):
+            split = re.compile(_plain(steps[0]["pattern"]["Regex"]))
+        except (KeyError, re.error):
             return None
         return cls(core, split.findall, [t["content"] for t in content["added_tokens"]])
 
@@ -247,7 +270,8 @@ class _Words(dict[str, list[int]]):
         words: list[str] = []
         for at, part in enumerate(self._added.split(text)):
             words += [part] if at % 2 else self._split(part)
-        return [i for word in words for i in self[word]] if sum(map(len, words)) == len(text) else None
+        whole = sum(map(len, words)) == len(text)
+        return list(chain.from_iterable(map(self.__getitem__, words))) if whole else None
 
 
 def _from_hub(name: str, allow_pickle: bool) -> Path:

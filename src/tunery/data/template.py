@@ -7,9 +7,11 @@ LLaMA-Factory's names; "auto" is the tokenizer's own chat template.
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +91,18 @@ class Row:
         return Row(self.id, prompt, target, tuple(kept))
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """While many objects are made that stay, the garbage collector would only look through them, time and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Template:
     """Renders examples with one layout and one tokenizer (a transformers fast tokenizer)."""
 
@@ -161,6 +175,7 @@ class Template:
         """Token ids up to where the answer starts, one list an example."""
         return [ids for ids, _ in self._prompts(examples)]
 
+    @_uncollected()
     def rows(self, examples: Sequence[Example], *, mask_history: bool = False) -> list[Row]:
         """Training rows. All answers of a conversation are learnt; with `mask_history` the last alone.
 
