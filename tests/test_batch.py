@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tunery.bases import find_base
 from tunery.batching import Model, perform, prepare
 from tunery.config import BatchSpec
 from tunery.engine.merging import merged, obstacle
+from tunery.engine.rows import EngineRows
 from tunery.engine.vllm import Adapter
 from tunery.errors import ConfigError, DataError, RunError
 from tunery.tasks import learn, task_by_name
@@ -192,6 +194,26 @@ def test_a_row_chooses_its_model_and_its_sampling_and_may_hold_messages(ray_sess
     reasons = {row["row_id"]: row["reason"] for row in read_jsonl(result.errors or "")}
     assert reasons["d"] == 'no model "ghost" in this batch'
     assert reasons["e"].startswith("a row cannot set beams")
+
+
+def test_equal_prompts_are_computed_once_unless_sampled(ray_session, models, spec, tmp_path, monkeypatch):
+    log = tmp_path / "computed"
+
+    class Counting(EngineRows):
+        async def _generate(self, request):
+            with log.open("a") as file:
+                file.write(f"{request['sampling']}\n")
+            return await super()._generate(request)
+
+    monkeypatch.setattr("tunery.engine.rows.EngineRows", Counting)
+    sampled = {"temperature": 1.0}
+    rows = [{"id": i, "text": f"bike {i % 2}", "sampling": sampled if i >= 20 else None} for i in range(24)]
+    settings = spec(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "a.jsonl", sampling_column="sampling")
+    result = perform(prepare(settings, **models), silent)
+    monkeypatch.undo()
+    answers = [row["output"] for row in read_jsonl(result.output)]
+    assert answers[:20] == answers[:2] * 10
+    assert Counter(log.read_text().splitlines()) == {"None": 2, '{"temperature": 1.0}': 4}
 
 
 def test_openais_batch_files(ray_session, models, spec, tmp_path):

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections import Counter
+from array import array
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 OUTPUT = "completion"  # a struct column, so that it collides with no column of the user's
 BATCH = "batch"  # the column that names a batch to the watch
+REMEMBERED = 8192  # answers, of a few KB each
 PATIENCE = 2  # times that an engine may die over the same
 _REQUEST = ("prompt_token_ids", "model", "max_tokens", "grammar", "sampling")
 
@@ -29,7 +31,7 @@ class EngineRows:
     In: a table with `prompt_token_ids` (null: the row is not asked), and optionally `model` (an adapter's name or
     null), `max_tokens`, `grammar` (a key of `grammars`, or null) and `sampling` (a JSON object of SamplingParams for
     this row, or null). Out: the table without these columns and with the struct column `completion`, null for a row
-    that was not asked. Equal requests of one table are answered once where sampling is greedy.
+    that was not asked. Equal requests are computed once where sampling is greedy, as long as the first is remembered.
 
     What goes wrong with a row is that row's `completion.error`. When the engine dies its process ends, so that Ray
     starts another and gives that the same batches again. Raises EngineError when the engine does not start.
@@ -57,6 +59,7 @@ class EngineRows:
         self._sampling, self._grammars, self._watch = dict(sampling), grammars, watch
         self._adapters: dict[str | None, Any] = {None: None}
         self._adapters |= {name: LoRARequest(name, i, path) for i, (name, path) in enumerate(adapters, 1)}
+        self._answers: OrderedDict[Any, asyncio.Task[dict[str, Any]]] = OrderedDict()  # the latest last
         self._suspect = asyncio.Lock()
         try:
             if merge:
@@ -80,20 +83,21 @@ class EngineRows:
         yield table.drop_columns(there).append_column(OUTPUT, pa.array(answers, type=completion_type()))
 
     async def _answer_all(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
-        asked: dict[Any, asyncio.Task[dict[str, Any]]] = {}
-        tasks = []
-        for i, request in enumerate(requests):
-            if request["prompt_token_ids"] is None:
-                tasks.append(None)
-                continue
-            key: Any = i
-            if self._greedy(request):
-                key = (tuple(request["prompt_token_ids"]), *(request.get(name) for name in _REQUEST[1:]))
-            if key not in asked:
-                asked[key] = asyncio.ensure_future(self._answer(request))
-            tasks.append(asked[key])
-        await asyncio.gather(*asked.values())
-        return [task.result() if task else None for task in tasks]
+        tasks = [None if request["prompt_token_ids"] is None else self._task(request) for request in requests]
+        return [await task if task else None for task in tasks]
+
+    def _task(self, request: Mapping[str, Any]) -> asyncio.Task[dict[str, Any]]:
+        """What answers a request: a new task, or that of an equal one before."""
+        if not self._greedy(request):
+            return asyncio.ensure_future(self._answer(request))
+        key = (array("i", request["prompt_token_ids"]).tobytes(), *(request.get(name) for name in _REQUEST[1:]))
+        task = self._answers.pop(key, None)
+        if task is None or (task.done() and "error" in task.result()):
+            task = asyncio.ensure_future(self._answer(request))
+        self._answers[key] = task
+        if len(self._answers) > REMEMBERED:
+            self._answers.popitem(last=False)
+        return task
 
     async def _watched(self, table: pa.Table, requests: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Any] | None]:
         """As `_answer_all`, told to the watch: a batch that engines die over is asked row by row, and a row that

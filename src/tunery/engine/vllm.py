@@ -262,8 +262,10 @@ class Setup:
 
     def engine_kwargs(self) -> dict[str, Any]:
         """The engine arguments it comes to; raises as the function does."""
-        kwargs = engine_kwargs(self.base, () if self.merge else self.adapters, self.spec.engine_kwargs)
-        return {"disable_log_stats": True} | kwargs
+        # vLLM's own default for whoever wants all answers soon; a service answers each sooner with fewer at once.
+        many = {"max_num_seqs": 256} if on_cpu() else {}
+        adapters = () if self.merge else self.adapters
+        return {"disable_log_stats": True} | engine_kwargs(self.base, adapters, many | self.spec.engine_kwargs)
 
     def require(self) -> None:
         """Raises ResourceError when the cluster has no room for the engines: Ray would wait for ever."""
@@ -287,7 +289,7 @@ def generate_dataset(
     spec = setup.spec
     size = batch_rows or _batch_size(spec)
     # Enough batches in flight to keep the engine full while the last rows of the oldest ones finish.
-    batches = max(2, -(-2 * kwargs.get("max_num_seqs", 256) // size))
+    batches = max(2, -(-3 * kwargs.get("max_num_seqs", 256) // size))
     # What ray.data.llm calls too: `map_batches` itself no longer takes the actor's max_concurrency.
     return dataset.map_batches_internal(
         EngineRows,  # type: ignore[arg-type]
