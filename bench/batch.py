@@ -29,12 +29,14 @@ INSTRUCTION_COLUMN = "instruction"
 # name -> (what it is, settings of the part)
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "defaults": ("LLM.generate, vLLM's defaults", {"part": "raw", "own": True}),
+    "defaults-lora": ("LLM.generate, vLLM's defaults, an adapter", {"part": "raw", "own": True, "tuned": True}),
     "raw": ("LLM.generate, our engine settings", {"part": "raw"}),
     "raw-grammar": ("LLM.generate, our settings, grammar, log-probabilities", {"part": "raw", "full": True}),
     "ray": ("plain ray.data.llm, our engine settings", {"part": "ray"}),
     "ours-bare": ("ours, without grammar and confidence", {"part": "ours", "free": True, "confidence": False}),
     "ours-free": ("ours, without grammar", {"part": "ours", "free": True}),
     "ours": ("ours, as it comes", {"part": "ours"}),
+    "ours-compiled": ("ours, the model compiled", {"part": "ours", "compiled": True}),
     "ours-ngram": ("ours, n-gram speculation", {"part": "ours", "ngram": True}),
     "lora": ("ours with an adapter, not merged", {"part": "ours", "tuned": True, "merge": False}),
     "merged": ("ours with an adapter", {"part": "ours", "tuned": True}),
@@ -67,6 +69,8 @@ def batch(args: Any, **settings: Any) -> Any:
     name = "tuned" if args.tuned else "base"
     model = Model(name, base, "chatml", "function", name if args.tuned else None, profile=profile)
     engine_kwargs: dict[str, Any] = {"max_model_len": 1024}
+    if args.compiled:
+        engine_kwargs["enforce_eager"] = False
     if args.ngram:
         engine_kwargs["speculative_config"] = {
             "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2,
@@ -139,10 +143,17 @@ def part_raw(args: Any) -> dict[str, Any]:
     if args.full:
         (grammar,) = planned.setup.grammars.values()
         sampling |= {"logprobs": 0, "structured_outputs": StructuredOutputsParams(**grammar)}
-    own = {"max_model_len": 1024, "gpu_memory_utilization": 0.3}
+    own: dict[str, Any] = {"max_model_len": 1024, "gpu_memory_utilization": 0.3}
+    lora = None
+    if args.tuned:
+        from vllm.lora.request import LoRARequest
+
+        (adapter,) = planned.setup.adapters
+        own |= {"enable_lora": True, "max_lora_rank": adapter.rank}
+        lora = LoRARequest(adapter.name, 1, str(adapter.path))
     llm = LLM(model=str(planned.setup.base), **(own if args.own else kwargs))
     began = time.time()
-    outputs = llm.generate(prompts, SamplingParams(**sampling), use_tqdm=False)
+    outputs = llm.generate(prompts, SamplingParams(**sampling), use_tqdm=False, lora_request=lora)
     spent = time.time() - began
     return {"steady": len(outputs) / spent, "tokens": sum(len(o.outputs[0].token_ids) for o in outputs)}
 
@@ -253,7 +264,9 @@ def ended(process: subprocess.Popen[str], began: float) -> dict[str, Any]:
         folder = json.loads(process.args[-1])["folder"]  # type: ignore[index]
         print((Path(folder) / "log.txt").read_text()[-1500:], file=sys.stderr)
         return {"failed": "the process ended with an error"}
-    return json.loads(out.splitlines()[-1]) | {"whole": time.time() - began}
+    # Ray may have said something after it.
+    last = next(line for line in reversed(out.splitlines()) if line.startswith("{"))
+    return json.loads(last) | {"whole": time.time() - began}
 
 
 def peers(args: argparse.Namespace, folder: Path) -> None:
@@ -280,7 +293,8 @@ def peers(args: argparse.Namespace, folder: Path) -> None:
         print(f"| {PARTS[name][0]} | {' | '.join(cells)} | {rounds[0].get('tokens', rounds[0].get('failed'))} |")
     for a, b, key in (
         ("ours-bare", "raw", "steady"), ("ours", "raw-grammar", "steady"), ("ours", "defaults", "steady"),
-        ("ours", "ours-free", "steady"), ("ray", "ours-bare", "whole"), ("ours-ngram", "ours", "steady"),
+        ("ours-compiled", "defaults", "steady"), ("merged", "defaults-lora", "steady"), ("ours", "ours-free", "steady"),
+        ("ray", "ours-bare", "whole"), ("ray", "ours", "whole"), ("ours-ngram", "ours", "steady"),
         ("merged", "lora", "steady"), ("merged", "merged-free", "steady"), ("merged", "merged-bare", "steady"),
         ("merged-grammar", "merged-bare", "steady"),
     ):  # fmt: skip
@@ -333,8 +347,8 @@ def main() -> None:
     parser.add_argument("--settings")
     args = parser.parse_args()
     if args.settings:
-        defaults = {"free": False, "confidence": True, "ngram": False, "adapter": None, "tuned": False, "own": False}
-        defaults |= {"full": False, "merge": True}
+        defaults = {"free": False, "confidence": True, "ngram": False, "compiled": False, "adapter": None}
+        defaults |= {"tuned": False, "own": False, "full": False, "merge": True}
         settings = argparse.Namespace(**defaults | json.loads(args.settings))
         print(json.dumps(globals()[f"part_{settings.part}"](settings)))
         return
