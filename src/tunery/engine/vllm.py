@@ -161,7 +161,8 @@ def _lora_kwargs(adapters: Sequence[Adapter], overrides: Mapping[str, Any]) -> d
 
 
 def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
-    """Room for every running sequence at a usual length and one at full length, at most a quarter of memory.
+    """Room for every running sequence at a usual length, where they are many for 64, and for one at full length; at
+    most a quarter of memory.
 
     A function of the machine's total memory, not of what is free now: the same spec has to resolve to the
     same arguments, or Serve would restart replicas that have not changed.
@@ -176,7 +177,7 @@ def _kv_cache_bytes(base: Path, kwargs: Mapping[str, Any]) -> int:
     size = 4 if kwargs["dtype"] in ("float32", "float") else 2
     per_token = 2 * config["num_hidden_layers"] * kv_heads * head_dim * size  # keys and values
     length = kwargs.get("max_model_len") or config["max_position_embeddings"]
-    wanted = per_token * max(length, kwargs["max_num_seqs"] * min(length, 2048))
+    wanted = per_token * max(length, min(kwargs["max_num_seqs"], 64) * min(length, 2048))
     return max(64 << 20, min(int(wanted * 1.25), psutil.virtual_memory().total // 4))
 
 
